@@ -1,0 +1,43 @@
+# `make demo` and `make test` are all a fresh machine needs (Python 3.11 and make).
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := demo
+
+.PHONY: setup demo test check lint bench clean help
+
+help:
+	@echo "make demo   install, export the shipped checkpoint to every target, verify, run (writes $(DEMO)/)"
+	@echo "make test   the whole test suite"
+	@echo "make check  lint, types, import directions, then the test suite: what CI runs"
+	@echo "make bench  measured comparisons, printed as ratios"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit("Python 3.11 is expected, found " + sys.version) if sys.version_info[:2] != (3, 11) else None'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py --out $(DEMO)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint
+	$(MAKE) test
+
+bench: setup
+	$(BIN)/python benchmarks/export.py
+
+clean:
+	rm -rf $(VENV) $(DEMO) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,54 @@
+"""Deploy spiking vision transformers (STAtten): PyTorch checkpoint in, verified NIR and ONNX out.
+
+The names below load on first use, so that ``import statten_deploy`` (and every ``--help``) stays fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from statten_deploy.version import __version__
+
+if TYPE_CHECKING:
+    from statten_deploy.api import ExportOptions, ExportResult, export_nir, export_onnx
+    from statten_deploy.export.nir import read_nir
+    from statten_deploy.models.checkpoint import load_checkpoint, load_model
+    from statten_deploy.models.config import ModelConfig
+    from statten_deploy.models.statten import STAtten
+    from statten_deploy.simulate import Simulator
+
+_HOME: dict[str, str] = {
+    "ExportOptions": "statten_deploy.api",
+    "ExportResult": "statten_deploy.api",
+    "ModelConfig": "statten_deploy.models.config",
+    "STAtten": "statten_deploy.models.statten",
+    "Simulator": "statten_deploy.simulate",
+    "export_nir": "statten_deploy.api",
+    "export_onnx": "statten_deploy.api",
+    "load_checkpoint": "statten_deploy.models.checkpoint",
+    "load_model": "statten_deploy.models.checkpoint",
+    "read_nir": "statten_deploy.export.nir",
+}
+
+__all__ = [
+    "ExportOptions",
+    "ExportResult",
+    "ModelConfig",
+    "STAtten",
+    "Simulator",
+    "__version__",
+    "export_nir",
+    "export_onnx",
+    "load_checkpoint",
+    "load_model",
+    "read_nir",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
