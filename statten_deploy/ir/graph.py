@@ -61,6 +61,8 @@ def successors(graph: nir.NIRGraph) -> dict[str, list[str]]:
     result: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, endpoint in graph.edges:
         name, _ = parse_endpoint(graph, endpoint)
+        if source not in result:
+            raise GraphError(f"edge ({source!r}, {endpoint!r}): the graph has no node {source!r}")
         if name not in result[source]:
             result[source].append(name)
     return result
