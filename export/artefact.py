@@ -1,0 +1,125 @@
+"""Files appear whole or not at all: write under a temporary name, verify, rename. Each artefact has a sidecar."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from statten_deploy.errors import InputError
+from statten_deploy.version import __version__
+
+SIDECAR_FORMAT = 1
+
+
+@dataclass
+class Staging:
+    """Temporary files beside their destinations; `commit` moves them all into place."""
+
+    folder: Path
+    _files: dict[Path, Path] = field(default_factory=dict)
+
+    def file(self, destination: Path) -> Path:
+        """A temporary path for `destination`, with the same suffix, in the same file system."""
+        handle, name = tempfile.mkstemp(prefix=f".{destination.stem}.", suffix=destination.suffix, dir=self.folder)
+        os.close(handle)
+        self._files[destination] = Path(name)
+        return Path(name)
+
+    def commit(self) -> list[Path]:
+        """Flush every file to disk and rename it to its final name, sidecars last."""
+        mode = 0o666 & ~_umask()
+        for temporary in self._files.values():
+            temporary.chmod(mode)  # mkstemp makes files private
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+        for destination, temporary in self._files.items():
+            temporary.replace(destination)
+        return list(self._files)
+
+    def discard(self) -> None:
+        """Remove what was not committed."""
+        for temporary in self._files.values():
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def staging(destination: Path) -> Iterator[Staging]:
+    """Stage files beside `destination`; anything not committed is removed, whatever happens.
+
+    Raises:
+        InputError: the folder does not exist, or `destination` is a folder.
+    """
+    folder = destination.parent
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; create it or choose another --out")
+    if destination.is_dir():
+        raise InputError(f"{destination}: is a folder; --out names the file to write")
+    stage = Staging(folder)
+    try:
+        yield stage
+    finally:
+        stage.discard()
+
+
+def sidecar_path(artefact: Path) -> Path:
+    """``model.nir`` -> ``model.nir.json``."""
+    return artefact.with_name(artefact.name + ".json")
+
+
+def vectors_path(artefact: Path) -> Path:
+    """``model.nir`` -> ``model.nir.vectors.npz``."""
+    return artefact.with_name(artefact.name + ".vectors.npz")
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """SHA-256 and size of a file."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"sha256": digest, "bytes": path.stat().st_size}
+
+
+def write_sidecar(path: Path, artefact_name: str, artefact: Path, content: Mapping[str, Any]) -> None:
+    """Write the sidecar of `artefact` (a staged file that will be called `artefact_name`). No time stamps: the same
+    export gives the same bytes."""
+    document = {
+        "format": SIDECAR_FORMAT,
+        "artefact": artefact_name,
+        **file_facts(artefact),
+        "tool": {"name": "statten-deploy", "version": __version__},
+        **content,
+    }
+    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_sidecar(artefact: Path) -> dict[str, Any] | None:
+    """The sidecar of an artefact, checked against the file's SHA-256; None when there is none.
+
+    Raises:
+        InputError: the sidecar is not JSON, or the artefact changed since it was written.
+    """
+    path = sidecar_path(artefact)
+    if not path.is_file():
+        return None
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{path}: not a readable JSON sidecar; delete it or export again") from None
+    if not isinstance(document, dict) or "sha256" not in document:
+        raise InputError(f"{path}: not a sidecar of this tool (no 'sha256'); delete it or export again")
+    if document["sha256"] != file_facts(artefact)["sha256"]:
+        raise InputError(
+            f"{artefact}: its SHA-256 differs from {path.name}: the file was changed or damaged; export again"
+        )
+    return document

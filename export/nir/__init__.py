@@ -1,0 +1,8 @@
+"""NIR files: writing any graph, reading ours and everyone else's. docs/nir.md describes the format."""
+
+from statten_deploy.export.nir.compact import FORMAT
+from statten_deploy.export.nir.guard import DEFAULT_MAX_BYTES
+from statten_deploy.export.nir.reader import read_nir
+from statten_deploy.export.nir.writer import WriteReport, write_nir
+
+__all__ = ["DEFAULT_MAX_BYTES", "FORMAT", "WriteReport", "read_nir", "write_nir"]

@@ -1,0 +1,188 @@
+"""What the emitters write into: the model under construction, its names, constants and signals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike, NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+Shape = tuple[int, ...]
+Array = NDArray[Any]
+Time = Literal["steps", "held", "final"]
+"""How a signal depends on time:
+
+``steps``  one value per step, stored time-major as [T*batch, ...];
+``held``   the same value at every step (a static image before the first neuron), stored once as [batch, ...];
+``final``  no time axis any more (after the temporal mean), stored as [batch, ...].
+"""
+
+BATCH = "batch"
+OPSET = 20
+IR_VERSION = 9  # the first that knows opset 20; older runtimes refuse what they do not know, so no higher than needed
+FUNCTION_DOMAIN = "statten"
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A value of the ONNX graph that carries a signal of the spiking graph; `shape` is one step of one sample."""
+
+    value: str
+    shape: Shape
+    time: Time
+
+
+class Builder:
+    """Collects nodes and initialisers directly in a `ModelProto`, so that weights exist once.
+
+    Names: a node of the spiking graph gives its name to the ONNX node that computes its result and to that result.
+    Auxiliary nodes and values are called ``<name>/<what>``, weights ``<name>.<parameter>``.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, Shape], time_steps: int, dt: float, terms: Mapping[str, frozenset[str]]
+    ) -> None:
+        self.shapes = shapes  # of every graph node
+        self.time_steps = time_steps
+        self.dt = dt
+        self.terms = terms  # parameters that the neuron functions take, by function name
+        self.model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="statten-deploy")
+        self.model.opset_import.add(domain="", version=OPSET)
+        self.aliases: dict[str, str] = {}
+        self._taken = set(shapes)
+        self._ints: dict[tuple[int, ...], str] = {}
+        self._functions: set[str] = set()
+        self._sums: dict[tuple[str, ...], Signal] = {}
+        self._tiled: dict[str, str] = {}
+
+    # names
+
+    def unique(self, name: str) -> str:
+        """`name`, or `name` with a number when a node or value of that name exists already."""
+        candidate, count = name, 1
+        while candidate in self._taken:
+            count += 1
+            candidate = f"{name}_{count}"
+        self._taken.add(candidate)
+        return candidate
+
+    def result_name(self, name: str) -> str:
+        """The value that holds the result of graph node `name`."""
+        return self.aliases.get(name, name)
+
+    # constants
+
+    def floats(self, name: str, array: ArrayLike) -> str:
+        """A float32 initialiser."""
+        return self._initializer(self.unique(name), np.asarray(array, dtype=np.float32))
+
+    def ints(self, *values: int) -> str:
+        """An int64 vector (a shape, axes, ...); equal vectors are one initialiser."""
+        if values not in self._ints:
+            name = self.unique("ints/" + ",".join(map(str, values)))
+            self._ints[values] = self._initializer(name, np.asarray(values, dtype=np.int64))
+        return self._ints[values]
+
+    def _initializer(self, name: str, array: Array) -> str:
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
+        return name
+
+    # nodes
+
+    def append(self, op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, **attributes: Any) -> None:
+        """Append a node."""
+        self.model.graph.node.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
+
+    def aux(self, op: str, inputs: Sequence[str], name: str, what: str = "", **attributes: Any) -> str:
+        """Append an auxiliary node ``<name>/<what>`` with one output; returns the output."""
+        full = self.unique(f"{name}/{what}" if what else name)
+        self.append(op, inputs, [full], full, **attributes)
+        return full
+
+    def result(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> None:
+        """Append the node that computes `name`: the result of a graph node or an output of the model."""
+        self.append(op, inputs, [self.result_name(name)], name, **attributes)
+
+    def main(self, op: str, inputs: Sequence[str], name: str, shape: Shape, time: Time, **attributes: Any) -> Signal:
+        """`result` of a graph node, with its shape; returns the signal."""
+        self.result(op, inputs, name, **attributes)
+        return self.declare(name, shape, time)
+
+    def declare(self, name: str, shape: Shape, time: Time) -> Signal:
+        """Record the shape of the result of graph node `name`, for readers and for the checker."""
+        signal = Signal(self.result_name(name), shape, time)
+        if signal.value == name:  # else it is an output of the model, which is declared there
+            self.model.graph.value_info.append(float_value(signal.value, [self.rows(time), *shape]))
+        return signal
+
+    def rows(self, time: Time) -> str:
+        """Name of the leading axis: ``batch``, or ``4*batch`` for a signal of four steps."""
+        return f"{self.time_steps}*{BATCH}" if time == "steps" and self.time_steps > 1 else BATCH
+
+    def call(self, function: onnx.FunctionProto, inputs: Sequence[str], name: str) -> None:
+        """`result` by a call of a model-local function, which becomes part of the model the first time."""
+        if not self._functions:
+            self.model.opset_import.add(domain=FUNCTION_DOMAIN, version=1)
+        if function.name not in self._functions:
+            self._functions.add(function.name)
+            self.model.functions.append(function)
+        self.result(function.name, inputs, name, domain=FUNCTION_DOMAIN)
+
+    # signals
+
+    def total(self, sources: Sequence[tuple[str, Signal]]) -> Signal:
+        """Sum of several contributions, left to right; a common prefix of two sums is computed once.
+
+        A chain of L residual blocks therefore costs O(L) additions, in the same float order as the simulator's.
+        """
+        names = tuple(name for name, _ in sources)
+        result = sources[0][1]
+        for count in range(2, len(sources) + 1):
+            prefix = names[:count]
+            if prefix not in self._sums:
+                left, right = self.aligned(result, sources[count - 1][1])
+                value = self.aux("Add", [left.value, right.value], prefix[-1], "sum")
+                self.model.graph.value_info.append(float_value(value, [self.rows(left.time), *left.shape]))
+                self._sums[prefix] = Signal(value, left.shape, left.time)
+            result = self._sums[prefix]
+        return result
+
+    def aligned(self, a: Signal, b: Signal) -> tuple[Signal, Signal]:
+        """Two signals with the same leading axis: a held one is repeated when the other changes over time."""
+        if a.time == b.time:
+            return a, b
+        return self.stepped(a), self.stepped(b)
+
+    def stepped(self, signal: Signal) -> Signal:
+        """A held signal written out as [T*batch, ...]; others unchanged."""
+        if signal.time != "held" or self.time_steps == 1:
+            return Signal(signal.value, signal.shape, "steps") if signal.time == "held" else signal
+        if signal.value not in self._tiled:
+            repeats = self.ints(self.time_steps, *(1 for _ in signal.shape))
+            self._tiled[signal.value] = self.aux("Tile", [signal.value, repeats], signal.value, "repeated")
+        return Signal(self._tiled[signal.value], signal.shape, "steps")
+
+    def reshape(self, value: str, shape: Sequence[int], name: str, what: str) -> str:
+        """An auxiliary Reshape to constant sizes, one of them -1."""
+        return self.aux("Reshape", [value, self.ints(*shape)], name, what)
+
+
+def float_value(name: str, dims: Sequence[str | int]) -> onnx.ValueInfoProto:
+    """Declaration of a float32 value."""
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(dims))
+
+
+def compact(parameter: Array) -> Array:
+    """A per-neuron parameter in the smallest shape that broadcasts to it: axes without variation get size 1.
+
+    A parameter that is the same everywhere becomes a scalar.
+    """
+    values = np.asarray(parameter, dtype=np.float32)
+    for axis in range(values.ndim):
+        first = values.take([0], axis)
+        if np.array_equal(np.broadcast_to(first, values.shape), values):
+            values = first
+    return values.reshape(()) if math.prod(values.shape) == 1 else values

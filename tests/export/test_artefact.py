@@ -1,0 +1,89 @@
+"""Files appear whole or not at all, and a sidecar notices every change."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from statten_deploy.errors import InputError
+from statten_deploy.export.artefact import read_sidecar, sidecar_path, staging, vectors_path, write_sidecar
+
+
+def write(path: Path, content: bytes = b"artefact") -> None:
+    with staging(path) as stage:
+        temporary = stage.file(path)
+        temporary.write_bytes(content)
+        write_sidecar(stage.file(sidecar_path(path)), path.name, temporary, {"target": "nir"})
+        stage.commit()
+
+
+def test_commit_moves_everything_into_place(tmp_path: Path) -> None:
+    path = tmp_path / "m.nir"
+    write(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.nir", "m.nir.json"]
+    sidecar = read_sidecar(path)
+    assert sidecar is not None
+    assert (sidecar["artefact"], sidecar["bytes"], sidecar["target"]) == ("m.nir", 8, "nir")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_failure_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "m.nir"
+    write(path, b"old")
+
+    def fail() -> None:
+        with staging(path) as stage:
+            stage.file(path).write_bytes(b"new")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.nir", "m.nir.json"]
+
+
+def test_same_content_gives_the_same_sidecar(tmp_path: Path) -> None:
+    texts = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write(folder / "m.nir")
+        texts.append((folder / "m.nir.json").read_bytes())
+    assert texts[0] == texts[1]
+
+
+def test_changed_artefact_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "m.nir"
+    write(path)
+    path.write_bytes(b"artefacT")
+    with pytest.raises(InputError, match="SHA-256 differs"):
+        read_sidecar(path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"format": 1}), "\udc80"])
+def test_broken_sidecars(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "m.nir"
+    write(path)
+    sidecar_path(path).write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match="sidecar"):
+        read_sidecar(path)
+
+
+def test_no_sidecar_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "m.nir").write_bytes(b"")
+    assert read_sidecar(tmp_path / "m.nir") is None
+
+
+def test_destination_must_be_possible(tmp_path: Path) -> None:
+    for path, said in ((tmp_path / "no" / "m.nir", "no such folder"), (tmp_path, "is a folder")):
+        with pytest.raises(InputError, match=said), staging(path):
+            pass
+
+
+def test_names() -> None:
+    assert sidecar_path(Path("a/m.nir")) == Path("a/m.nir.json")
+    assert vectors_path(Path("a/m.onnx")) == Path("a/m.onnx.vectors.npz")
