@@ -1,0 +1,100 @@
+"""What every command shares: exit statuses, one-line errors, JSON on stdout, logs on stderr."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from statten_deploy.errors import StattenError
+from statten_deploy.version import __version__
+
+
+class UsageError(StattenError):
+    """The options contradict each other."""
+
+    exit_status = 2
+
+
+# Older releases of typer raise click's exceptions, newer ones their own copy; both are bases of this public name.
+_PARSER_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"statten-deploy {__version__}")
+        raise typer.Exit
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; logs go to stderr.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
+
+
+def make_app(function: Callable[..., None]) -> typer.Typer:
+    """A command line of one command, without shell-completion options."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(context_settings={"help_option_names": ["-h", "--help"]})(function)
+    return app
+
+
+def emit_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    typer.echo(json.dumps(value, indent=2, sort_keys=False, allow_nan=False))
+
+
+def fail(name: str, message: str, status: int) -> int:
+    """Print one line on stderr and return the exit status."""
+    line = " ".join(str(message).split())
+    typer.echo(f"{name}: error: {line}", err=True)
+    return status
+
+
+def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
+    """Run a command and turn every failure into one line and an exit status: 0 done, 1 check failed, 2 bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name=name, standalone_mode=False)
+    except StattenError as error:
+        if debug:
+            traceback.print_exc()
+        return fail(name, str(error), error.exit_status)
+    except _PARSER_ERROR as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        return fail(name, f"{message} (try {name} --help)", 2)
+    except (typer.Abort, KeyboardInterrupt):
+        return fail(name, "interrupted", 130)
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(name, f"{where}{error.strerror or error}", 2)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+        return fail(name, f"internal error, please report it with the output of --debug ({reason})", 1)
+    return result if isinstance(result, int) else 0
+
+
+def main_for(app: typer.Typer, name: str) -> Callable[[], None]:
+    """The console entry point of `app`."""
+
+    def main() -> None:
+        status = run(app, name)
+        sys.stdout.flush()
+        sys.exit(status)
+
+    return main
+
+
+def on_terminal() -> bool:
+    """Whether progress bars make sense: stderr is a terminal."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

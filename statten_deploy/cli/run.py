@@ -1,0 +1,52 @@
+"""``statten-run ARTEFACT --data DATA``: thin; parse, call, print."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from statten_deploy.cli.common import DebugOption, JsonOption, VersionOption, emit_json, main_for, make_app
+
+if TYPE_CHECKING:
+    from statten_deploy.evaluate import Evaluation
+
+
+def run(
+    artefact: Annotated[Path, typer.Argument(help="An exported .nir or .onnx file, or a checkpoint.")],
+    data: Annotated[str, typer.Option(help="digits (test split), an image folder, or an .npz with x and maybe y.")],
+    samples: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML configuration, for checkpoints that do not carry one.")
+    ] = None,
+    time_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps per sample, for NIR files of other tools.")
+    ] = None,
+    json_: JsonOption = False,
+    debug: DebugOption = False,
+    version: VersionOption = False,
+) -> None:
+    """Run an artefact or a checkpoint on data; print its accuracy and how often its neurons fire."""
+    from statten_deploy.evaluate import evaluate
+    from statten_deploy.models.config import read_config_values
+
+    values = read_config_values(config) if config else None
+    result = evaluate(artefact, data, samples=samples, config=values, time_steps=time_steps)
+    if json_:
+        emit_json(result.to_dict())
+    else:
+        _show(result)
+
+
+def _show(result: "Evaluation") -> None:
+    typer.echo(f"{result.artefact} ({result.backend}) on {result.samples} samples of {result.data}")
+    if result.accuracy is not None:
+        typer.echo(f"accuracy {result.accuracy:.2%} ({result.correct}/{result.samples})")
+    else:
+        typer.echo(f"no labels; predicted classes: {' '.join(map(str, result.predictions[:32]))}")
+    width = max((len(layer.name) for layer in result.layers), default=0)
+    for layer in result.layers:
+        typer.echo(f"  {layer.name:<{width}}  {layer.spikes:>12,} spikes  firing rate {layer.firing_rate:.4f}")
+
+
+app = make_app(run)
+main = main_for(app, "statten-run")

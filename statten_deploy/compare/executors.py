@@ -1,0 +1,177 @@
+"""One way to run anything: the torch network, a graph, a NIR file, an ONNX file. All take the graph's own input."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import nir
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from statten_deploy.errors import InputError
+from statten_deploy.export.nir import read_nir
+from statten_deploy.export.onnx import spike_values
+from statten_deploy.ir import hints, input_names
+from statten_deploy.models.neurons import LIF
+from statten_deploy.models.statten import STAtten
+from statten_deploy.simulate import Simulator
+
+Array = NDArray[np.float32]
+
+
+@dataclass
+class Execution:
+    """What one run gave: per output [B, ...], and per neuron layer the spikes [T, B, ...] as booleans."""
+
+    outputs: dict[str, NDArray[Any]]
+    spikes: dict[str, NDArray[np.bool_]]
+
+    @property
+    def spike_counts(self) -> dict[str, NDArray[np.int64]]:
+        """Spikes per layer and sample, [B]."""
+        return {
+            name: np.count_nonzero(spikes.reshape(*spikes.shape[:2], -1), axis=(0, 2)).astype(np.int64)
+            for name, spikes in self.spikes.items()
+        }
+
+
+class Executor(Protocol):
+    """Runs a batch of inputs [B, C, H, W] or [B, T, C, H, W]."""
+
+    name: str
+
+    def run(self, x: Array) -> Execution:
+        """Outputs and spikes for one batch."""
+
+
+def neuron_layers(model: nn.Module) -> dict[str, LIF]:
+    """The network's neuron layers by module path, in the order in which they run."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LIF)}
+
+
+class TorchExecutor:
+    """The torch network: the reference. `dtype` float64 gives the yardstick for float32's own error."""
+
+    def __init__(self, model: STAtten, dtype: torch.dtype = torch.float32) -> None:
+        self.name = "torch" if dtype == torch.float32 else "torch-float64"
+        self.model = model.eval()
+        self.dtype = dtype
+
+    def run(self, x: Array) -> Execution:
+        captured: dict[str, NDArray[np.bool_]] = {}
+
+        def capture(name: str) -> Any:
+            def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+                captured[name] = output.bool().cpu().numpy()
+
+            return hook
+
+        layers = neuron_layers(self.model)
+        handles = [layer.register_forward_hook(capture(name)) for name, layer in layers.items()]
+        try:
+            logits = self._forward(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return Execution({"logits": logits.cpu().numpy()}, captured)
+
+    def margins(self, x: Array, layer: str) -> NDArray[np.float64]:
+        """``|v - threshold| / threshold`` of one layer before reset, [T, B, ...]: how near each neuron was to flip."""
+        neuron = neuron_layers(self.model)[layer]
+        captured: list[Tensor] = []
+        handle = neuron.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs[0]))
+        try:
+            self._forward(x)
+        finally:
+            handle.remove()
+        with torch.no_grad():
+            decay, result = neuron.decay(), []
+            v = torch.zeros_like(captured[0][0])
+            for current in captured[0]:
+                v = v + (current - v) * decay
+                result.append(((v - neuron.threshold).abs() / neuron.threshold).double().cpu().numpy())
+                v = torch.where(v >= neuron.threshold, 0.0, v)
+        return np.stack(result)
+
+    @torch.no_grad()
+    def _forward(self, x: Array) -> Tensor:
+        device = next(self.model.parameters()).device
+        batch = torch.from_numpy(np.ascontiguousarray(x)).to(device, self.dtype)
+        if self.dtype == torch.float32:
+            logits: Tensor = self.model(batch)
+            return logits
+        state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        converted = {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in state.items()}
+        logits = torch.func.functional_call(self.model, converted, (batch,))
+        return logits
+
+
+class GraphExecutor:
+    """The float simulator on a graph."""
+
+    def __init__(self, graph: nir.NIRGraph, time_steps: int | None = None, name: str = "graph") -> None:
+        self.name = name
+        self.graph = graph
+        self.simulator = Simulator(graph, time_steps=time_steps)
+
+    @classmethod
+    def from_file(cls, path: Path, time_steps: int | None = None) -> "GraphExecutor":
+        """Read a NIR file and run it."""
+        return cls(read_nir(path), time_steps, name="nir")
+
+    def run(self, x: Array) -> Execution:
+        result = self.simulator.run(x, record="spikes")
+        return Execution(
+            dict(result.outputs), {name: np.asarray(spikes, dtype=np.bool_) for name, spikes in result.recorded.items()}
+        )
+
+
+class OnnxExecutor:
+    """onnxruntime on an ONNX file. With `spikes`, every neuron layer's output is read out too."""
+
+    def __init__(self, path: Path, *, spikes: bool = False) -> None:
+        self.name = "onnx"
+        self.layers: dict[str, str] = {}
+        model: str | bytes = str(path)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            if spikes:
+                self.layers, model = _with_spike_outputs(path)
+            self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # neither protobuf nor onnxruntime has a common exception type
+            detail = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: not an ONNX file that onnxruntime can load ({detail})") from None
+        self.metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
+        self.input = self.session.get_inputs()[0]
+        self.output_names = [output.name for output in self.session.get_outputs() if output.name not in self.layers]
+
+    def run(self, x: Array) -> Execution:
+        names = [*self.output_names, *self.layers]
+        values = dict(zip(names, self.session.run(names, {self.input.name: x}), strict=True))
+        spikes = {}
+        for value, layer in self.layers.items():
+            flat = values[value]  # [T·B, ...]
+            spikes[layer] = flat.reshape(-1, len(x), *flat.shape[1:]) > 0.5
+        return Execution({name: values[name] for name in self.output_names}, spikes)
+
+
+def _with_spike_outputs(path: Path) -> tuple[dict[str, str], bytes]:
+    """The same model with every neuron layer's spikes as further outputs: value name -> layer name."""
+    model = onnx.load(str(path))
+    layers = {value: layer for layer, value in spike_values(model).items()}
+    for value in layers:
+        model.graph.output.append(onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
+    return layers, model.SerializeToString()
+
+
+def graph_input(graph: nir.NIRGraph) -> tuple[tuple[int, ...], bool]:
+    """Shape of one frame, and whether the same frame is held for all steps."""
+    name = input_names(graph)[0]
+    shape = tuple(int(size) for size in graph.nodes[name].input_type["input"])
+    return shape, hints(graph).get("input") == "image"

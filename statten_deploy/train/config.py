@@ -1,0 +1,142 @@
+"""A training recipe: the ``model:`` and ``train:`` sections of a YAML file, and ``--set key=value`` on top."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from statten_deploy.errors import ConfigError
+from statten_deploy.models.config import ModelConfig, read_yaml
+
+SECTIONS = ("model", "train")
+TET_KEYS = {"tet_means", "tet_lambda"}
+"""Keys that mean something for networks with `tet` only."""
+
+
+class TrainConfig(BaseModel):
+    """How a network is trained. Units: epochs, samples, pixels; learning rates per optimizer step.
+
+    Learning rate: from `warmup_lr` to `lr` in a straight line over `warmup_epochs`, then a cosine down to `min_lr`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    optimizer: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    min_lr: Annotated[float, Field(ge=0)] = 1e-5
+    warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.06
+    """Of matrices and kernels; biases and batch norms are not decayed."""
+    epochs: Annotated[int, Field(ge=1)] = 200
+    warmup_epochs: Annotated[int, Field(ge=0)] = 20
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    tet_means: float = 1.0
+    """The constant that the TET loss pulls every step's logits to."""
+    tet_lambda: Annotated[float, Field(ge=0, le=1)] = 1e-3
+    """The share of that pull in the TET loss."""
+    random_shift: Annotated[int, Field(ge=0)] = 0
+    """Every training sample is moved by up to so many pixels in x and y, zeros behind it."""
+    random_rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Every training sample is turned by up to so many degrees either way."""
+    random_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Every training sample is enlarged or shrunk by up to this share of its size."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of the moving average of the weights, which is then what is evaluated and kept; 0: no average."""
+    validation: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Share of the training split held out to choose the best epoch; 0: train on all of it, keep the last epoch."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of torch. A fixed number makes runs repeat exactly on one machine; None: torch decides."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode images."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train and how."""
+
+    model: ModelConfig
+    train: TrainConfig
+    source: str
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = (), epochs: int | None = None) -> Recipe:
+    """Read a recipe and apply ``key=value`` overrides, then `epochs`.
+
+    A key is ``model.depth``, ``train.lr``, or the bare name where only one section knows it.
+
+    Raises:
+        ConfigError: unreadable file, unknown section or key, or a value that does not fit.
+    """
+    document = read_yaml(path)
+    sections = _sections(path, document)
+    for override in overrides:
+        section, key, value = parse_override(override)
+        sections[section][key] = value
+    if epochs is not None:
+        sections["train"]["epochs"] = epochs
+    model = ModelConfig.create(sections["model"], f"{path}: model")
+    train = _train_config(sections["train"], f"{path}: train")
+    if not model.tet:
+        ignored = sorted(TET_KEYS & train.model_fields_set)
+        if ignored:
+            raise ConfigError(f"{path}: train.{ignored[0]} has no effect without model.tet: true; remove it or set tet")
+    return Recipe(model, train, str(path))
+
+
+def _sections(path: Path, document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    unknown = [key for key in document if key not in SECTIONS]
+    missing = [name for name in SECTIONS if not isinstance(document.get(name), Mapping)]
+    if missing or unknown:
+        found = f"; unknown: {', '.join(unknown[:5])}" if unknown else ""
+        raise ConfigError(
+            f"{path}: a recipe has the sections model: and train: and nothing else"
+            f" (missing: {', '.join(missing) or 'none'}{found}); models/configs/digits.yaml is an example"
+        )
+    return {name: dict(document[name]) for name in SECTIONS}
+
+
+def parse_override(text: str) -> tuple[str, str, Any]:
+    """Split ``train.lr=1e-3`` into ("train", "lr", value). The value is YAML; text fields take it as it stands.
+
+    Raises:
+        ConfigError: no ``=``, an unknown section or key, or a name that both sections know.
+    """
+    name, equals, raw = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {text}: expected key=value, such as train.lr=0.001 or model.depth=1")
+    fields: dict[str, Mapping[str, FieldInfo]] = {"model": ModelConfig.model_fields, "train": TrainConfig.model_fields}
+    section, dot, key = name.strip().rpartition(".")
+    candidates = [section] if dot else [known for known in SECTIONS if key in fields[known]]
+    if len(candidates) != 1 or candidates[0] not in fields or key not in fields[candidates[0]]:
+        known = "; ".join(f"{each}: {', '.join(fields[each])}" for each in SECTIONS)
+        raise ConfigError(f"--set {text}: unknown key {name.strip()!r}; known keys: {known}")
+    section = candidates[0]
+    # "0011" is a name of a pooling layout, not a number.
+    return section, key, raw if fields[section][key].annotation is str else _yaml_value(text, raw)
+
+
+def _yaml_value(text: str, raw: str) -> Any:
+    try:
+        return yaml.safe_load(raw)
+    except (yaml.YAMLError, RecursionError):
+        raise ConfigError(f"--set {text}: {raw!r} is not a YAML value") from None
+
+
+def _train_config(values: Mapping[str, Any], source: str) -> TrainConfig:
+    try:
+        return TrainConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {'; '.join(_explain(item) for item in error.errors())}") from None
+
+
+def _explain(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {where!r}; known keys: {', '.join(TrainConfig.model_fields)}"
+    return f"{where}: {item['msg']} (found {item['input']!r})"

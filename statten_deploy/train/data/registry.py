@@ -1,0 +1,89 @@
+"""From the name of a data set, a folder or a file to arrays."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from statten_deploy.errors import InputError
+from statten_deploy.models.config import ModelConfig
+from statten_deploy.train.data.digits import open_digits
+from statten_deploy.train.data.folder import open_folder
+from statten_deploy.train.data.npz import open_npz
+from statten_deploy.train.data.spec import SPLITS, ArraySamples, Float32Array, InputSpec, Int64Array, Samples, Source
+from statten_deploy.train.data.split import TEST_FRACTION, TEST_SEED, fixed_order, stratified_split
+
+DATASETS: dict[str, Callable[[InputSpec], Source]] = {
+    "digits": open_digits,
+}
+"""Data sets known by name. None of them is downloaded."""
+
+
+def open_source(data: str | Path, spec: InputSpec) -> Source:
+    """Open a data set by name, a folder of images or an ``.npz`` file.
+
+    Raises:
+        InputError: nothing of that name, or its samples are not what `spec` says.
+    """
+    if str(data) in DATASETS:
+        return DATASETS[str(data)](spec)
+    path = Path(data)
+    if path.is_dir():
+        return open_folder(path, spec)
+    if path.suffix == ".npz" and path.is_file():
+        return open_npz(path, spec)
+    problem = "is neither a folder nor an .npz file" if path.exists() else "no such data"
+    raise InputError(
+        f"{data}: {problem}; expected a built-in data set ({', '.join(sorted(DATASETS))}), a folder of images "
+        "(one sub-folder per class), or an .npz file with x and y"
+    )
+
+
+def select(source: Source, split: str) -> Samples:
+    """One part of an opened source; see `SPLITS`.
+
+    An undivided set is divided 80/20, stratified by class, always in the same way.
+
+    Raises:
+        InputError: unknown split, or a part without samples.
+    """
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+    part = _part(source, split)
+    if not len(part):
+        raise InputError(f"{source.name}: the {split} split is empty; the data set is too small to be divided")
+    return part
+
+
+def _part(source: Source, split: str) -> Samples:
+    learn = split in ("train", "calibration")
+    if source.whole is None:
+        divided = source.train if learn else source.test
+        return divided if divided is not None else ArraySamples(np.empty((0,), np.float32), None)
+    if split == "evaluation":
+        return source.whole
+    labels = source.whole.labels
+    groups = np.zeros(len(source.whole), np.int64) if labels is None else labels
+    train, test = stratified_split(groups, TEST_FRACTION, TEST_SEED)
+    return source.whole.subset(train if learn else test)
+
+
+def load_arrays(
+    data: str | Path, split: str, config: ModelConfig | InputSpec, samples: int | None = None
+) -> tuple[Float32Array, Int64Array | None]:
+    """One split as arrays: x float32 [N, ...] as the network takes it, y int64 [N], or None where there are no labels.
+
+    `samples` takes at most so many, chosen in a fixed order that mixes the classes.
+
+    Raises:
+        InputError: one line with the file, what was expected, what was found and what to do.
+    """
+    spec = config if isinstance(config, InputSpec) else InputSpec.of(config)
+    part = select(open_source(data, spec), split)
+    if samples is not None:
+        if samples < 1:
+            raise InputError(f"--samples {samples}: expected at least 1")
+        part = part.subset(np.sort(fixed_order(len(part), TEST_SEED)[:samples]))
+    if isinstance(part, ArraySamples):
+        return part.x, part.labels
+    return np.stack([part.sample(i) for i in range(len(part))]), part.labels

@@ -1,0 +1,125 @@
+"""The network under training."""
+
+import copy
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from statten_deploy import __version__
+from statten_deploy.models.config import ModelConfig
+from statten_deploy.models.statten import STAtten
+from statten_deploy.train.augment import random_shift, random_turn
+from statten_deploy.train.config import TrainConfig
+from statten_deploy.train.losses import mean_loss, tet_loss
+from statten_deploy.train.schedule import learning_rate
+
+Batch = tuple[Tensor, Tensor]
+MODEL, AVERAGE = "model.", "average."
+TRAINED_KEY = "statten_trained"
+
+
+class StattenModule(L.LightningModule):
+    """STAtten with its loss, optimizer and metrics. Batches are x [B, ...] and classes [B]."""
+
+    def __init__(self, model: ModelConfig, train: TrainConfig) -> None:
+        super().__init__()
+        self.model = STAtten(model)
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if train.ema_decay else None
+        self.train_config = train
+        self.train_accuracy = MulticlassAccuracy(model.num_classes, average="micro")
+        self.validation_accuracy = MulticlassAccuracy(model.num_classes, average="micro")
+
+    @property
+    def kept(self) -> STAtten:
+        """The network that is validated and written: the moving average where there is one."""
+        return self.model if self.average is None else self.average
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.kept(x)
+        return logits
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """TET where the model configuration says so, else cross-entropy of the mean logits [T, B, classes]."""
+        config = self.train_config
+        if self.model.config.tet:
+            return tet_loss(logits, target, config.tet_means, config.tet_lambda, config.label_smoothing)
+        return mean_loss(logits, target, config.label_smoothing)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x, target = batch
+        logits = self.model.forward_steps(self._augment(x, batch_idx))
+        loss = self.loss(logits, target)
+        self.train_accuracy(logits.mean(0), target)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(target))
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.average is not None:
+            update_average(self.average, self.model, self.train_config.ema_decay, self.global_step)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        x, target = batch
+        logits = self.kept.forward_steps(x)
+        self.validation_accuracy(logits.mean(0), target)
+        self.log("validation/loss", self.loss(logits, target), batch_size=len(target))
+        self.log("validation/accuracy", self.validation_accuracy, prog_bar=True)
+
+    def _augment(self, x: Tensor, batch_idx: int) -> Tensor:
+        config = self.train_config
+        # A function of seed, epoch and batch, not of what ran before: resuming changes nothing.
+        seed = (config.seed * 1_000_003 + self.current_epoch) * 1_000_003 + batch_idx
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        x = random_turn(x, config.random_rotation, config.random_scale, generator)
+        return random_shift(x, config.random_shift, generator)
+
+    def configure_optimizers(self) -> Any:
+        config = self.train_config
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=config.lr)
+        steps_per_epoch = int(self.trainer.estimated_stepping_batches) // config.epochs
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate(step, steps_per_epoch, config) / config.lr
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["statten_config"] = self.model.config.model_dump(mode="json")
+        checkpoint["statten_train"] = self.train_config.model_dump(mode="json")
+        checkpoint["statten_deploy_version"] = __version__
+        if self.average is None:
+            return
+        # Under "model." is what is kept, in every checkpoint; the weights being trained have a key of their own.
+        state = checkpoint["state_dict"]
+        trained = {key: state.pop(key) for key in list(state) if key.startswith(MODEL)}
+        state.update({MODEL + key.removeprefix(AVERAGE): state.pop(key) for key in list(state)})
+        if "optimizer_states" in checkpoint:
+            checkpoint[TRAINED_KEY] = trained
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.average is None:
+            return
+        state = checkpoint["state_dict"]
+        state.update({AVERAGE + key.removeprefix(MODEL): state[key] for key in list(state)})
+        state.update(checkpoint[TRAINED_KEY])
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """``average <- d · average + (1 - d) · model``, d = min(decay, (1 + step) / (10 + step)): batch norms included.
+
+    The ramp of d forgets the random weights of the first steps.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    for kept, current in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(current, 1 - decay)
+        else:
+            kept.copy_(current)

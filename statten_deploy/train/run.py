@@ -1,0 +1,242 @@
+"""One training run: data, trainer, loggers, checkpoints, and the final evaluation of the file that was written."""
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from statten_deploy.errors import InputError
+from statten_deploy.models.checkpoint import file_sha256, load_model
+from statten_deploy.train.config import TET_KEYS, Recipe
+from statten_deploy.train.datamodule import StattenData
+from statten_deploy.train.module import StattenModule
+from statten_deploy.train.resume import LAST, check_resume
+from statten_deploy.train.scoring import evaluate
+
+BEST = "best.ckpt"
+"""Weights and configuration of the epoch with the lowest validation loss."""
+FINAL = "final.ckpt"
+"""Weights and configuration after the last epoch, where nothing was held out to choose a better one."""
+
+QUIET = (
+    r".*does not have many workers which may be a bottleneck.*",
+    r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*You defined a `validation_step` but have no `val_dataloader`.*",
+    r"Total length of `list` across ranks is zero.*",
+    r".*GPU available but not used.*",
+    r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
+)
+"""Warnings of Lightning about choices made here on purpose."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run gave. Times in seconds of this call; accuracies are of the written checkpoint's weights."""
+
+    checkpoint: str
+    sha256: str
+    bytes: int
+    last: str
+    data: str
+    parameters: int
+    epochs: int
+    seconds: float
+    train_samples: int
+    validation_samples: int
+    selected_by: str
+    test_samples: int
+    test_correct: int
+    test_accuracy: float
+    firing_rates: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object ``statten-train --json`` prints."""
+        return asdict(self)
+
+
+def train(
+    recipe: Recipe,
+    data: str | Path | None = None,
+    out: Path | None = None,
+    *,
+    device: str = "auto",
+    resume: Path | None = None,
+    progress: bool = False,
+) -> TrainResult:
+    """Train `recipe` and evaluate the checkpoint it gives on the test split.
+
+    `data`: a built-in data set, a folder of images or an ``.npz`` file; default: the data set the model names.
+    `out`: folder of the run; default ``runs/<model name>``, numbered if taken, or the folder of `resume`.
+
+    Raises:
+        InputError: data, device, folder or checkpoint are not what they should be.
+    """
+    accelerator = _accelerator(device)
+    chosen = data if data is not None else recipe.model.dataset
+    if not str(chosen):
+        raise InputError(f"{recipe.source}: names no data set (model.dataset); give one with --data")
+    if resume is not None:
+        check_resume(resume, recipe)
+    folder = _folder(recipe, out, resume)
+    with _threads(recipe.train.threads), _quiet(), _without_worker_traceback():
+        batches = StattenData(chosen, recipe.model, recipe.train)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_recipe(folder / "recipe.yaml", recipe)
+        started = time.perf_counter()
+        checkpoint = _fit(recipe, batches, folder, accelerator, resume, progress)
+        seconds = time.perf_counter() - started
+        model = load_model(checkpoint)
+        score = evaluate(model, batches.test_loader(), "cuda" if accelerator == "cuda" else "cpu")
+    held = batches.validation_samples
+    return TrainResult(
+        checkpoint=str(checkpoint),
+        sha256=file_sha256(checkpoint),
+        bytes=checkpoint.stat().st_size,
+        last=str(folder / LAST),
+        data=str(chosen),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        epochs=recipe.train.epochs,
+        seconds=round(seconds, 3),
+        train_samples=len(batches.train_samples),
+        validation_samples=0 if held is None else len(held),
+        selected_by="last epoch" if held is None else "lowest validation loss",
+        test_samples=score.samples,
+        test_correct=score.correct,
+        test_accuracy=score.accuracy,
+        firing_rates=score.firing_rates,
+    )
+
+
+def _accelerator(device: str) -> str:
+    available = torch.cuda.is_available()
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {device}: expected auto, cpu or cuda")
+    if device == "cuda" and not available:
+        raise InputError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
+    return "cuda" if available and device != "cpu" else "cpu"
+
+
+def _folder(recipe: Recipe, out: Path | None, resume: Path | None) -> Path:
+    if resume is not None:
+        if out is not None and out.resolve() != resume.parent.resolve():
+            raise InputError(
+                f"--out {out}: a resumed run continues in the folder of its checkpoint, {resume.parent}; drop --out"
+            )
+        return resume.parent
+    if out is not None:
+        if (out / LAST).exists():
+            raise InputError(
+                f"{out}: holds an earlier run; choose another --out, or continue it with --resume {out / LAST}"
+            )
+        return out
+    base = Path("runs") / recipe.model.name
+    number = 1
+    folder = base
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def _write_recipe(path: Path, recipe: Recipe) -> None:
+    idle = set() if recipe.model.tet else TET_KEYS
+    train = recipe.train.model_dump(mode="json", exclude=idle)
+    sections = {"model": recipe.model.model_dump(mode="json"), "train": train}
+    path.write_text(yaml.safe_dump(sections, sort_keys=False), encoding="utf-8")
+
+
+def _fit(
+    recipe: Recipe, batches: StattenData, folder: Path, accelerator: str, resume: Path | None, progress: bool
+) -> Path:
+    torch.manual_seed(recipe.train.seed)
+    module = StattenModule(recipe.model, recipe.train)
+    selecting = batches.validation_samples is not None
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=recipe.train.epochs,
+        logger=[TensorBoardLogger(folder, name="tensorboard"), CSVLogger(folder, name="csv")],
+        callbacks=_callbacks(folder, selecting, progress),
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+    )
+    try:
+        trainer.fit(module, datamodule=batches, ckpt_path=resume, weights_only=True)
+    except SystemExit:
+        # Lightning answers Ctrl-C by leaving the process; callers decide that.
+        raise KeyboardInterrupt from None
+    if selecting:
+        return folder / BEST
+    trainer.save_checkpoint(folder / FINAL, weights_only=True)
+    return folder / FINAL
+
+
+def _callbacks(folder: Path, selecting: bool, progress: bool) -> list[Callback]:
+    best = ModelCheckpoint(
+        folder,
+        filename=BEST.removesuffix(".ckpt"),
+        monitor="validation/loss",
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
+    last = ModelCheckpoint(
+        folder,
+        filename=LAST.removesuffix(".ckpt"),
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    # `last` comes after `best`, so that its file knows the best score.
+    bars: list[Callback] = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
+    return [*bars, LearningRateMonitor("epoch"), *([best] if selecting else []), last]
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _without_worker_traceback() -> Iterator[None]:
+    """An `InputError` of a data-loading process carries that process's traceback; users see its last line."""
+    try:
+        yield
+    except InputError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise type(error)(last.removeprefix(f"{InputError.__module__}.{type(error).__name__}: ")) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's notes about hardware and its advice; its other warnings stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in QUIET:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

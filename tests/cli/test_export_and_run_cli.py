@@ -1,0 +1,257 @@
+"""The commands as users type them: files, sidecars, JSON, exit statuses, one-line errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from statten_deploy.cli import export as export_cli
+from statten_deploy.cli import run as run_cli
+from statten_deploy.cli.common import run as run_command
+from statten_deploy.models.checkpoint import CONFIG_KEY, load_model
+from tests.conftest import lively_input, lively_model, small_config
+
+ZOO = Path(__file__).resolve().parents[2] / "models/zoo"
+DIGITS = ZOO / "digits.ckpt"
+
+
+def export(*arguments: object) -> int:
+    return run_command(export_cli.app, "statten-export", [str(a) for a in arguments])
+
+
+def run(*arguments: object) -> int:
+    return run_command(run_cli.app, "statten-run", [str(a) for a in arguments])
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def random_checkpoint(tmp_path: Path) -> Path:
+    model = lively_model(small_config("dvs"))
+    path = tmp_path / "random.ckpt"
+    torch.save({"state_dict": model.state_dict(), CONFIG_KEY: model.config.model_dump(mode="json")}, path)
+    return path
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize("target", ["nir", "onnx"])
+def test_export_alone_works(here: Path, capsys, target: str) -> None:
+    """`statten-export model.ckpt --target nir` writes, reads back, verifies, says how well it agrees."""
+    assert export(DIGITS, "--target", target) == 0
+    out = capsys.readouterr().out
+    assert f"wrote digits.{target}" in out
+    assert "32/32 predictions agree" in out
+    assert sorted(p.name for p in here.iterdir()) == [f"digits.{target}", f"digits.{target}.json"]
+    sidecar = json.loads((here / f"digits.{target}.json").read_text())
+    assert (sidecar["T"], sidecar["S"], sidecar["dt"], sidecar["latency_steps"]) == (4, 2, 1e-4, 0)
+    assert sidecar["verification"]["prediction_agreement"] == 1.0
+    assert sidecar["verification"]["spike_sites"] > 1_000_000
+    assert sidecar["config"]["embed_dim"] > 0
+    assert "test_vectors" not in sidecar
+
+
+@pytest.mark.parametrize("target", ["nir", "onnx"])
+@pytest.mark.parametrize("name", ["digits", "digits-stream"])
+def test_every_artefact_has_the_accuracy_of_its_checkpoint(here: Path, capsys, target: str, name: str) -> None:
+    checkpoint = ZOO / f"{name}.ckpt"
+    assert export(checkpoint, "--target", target, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verified"] is True
+    results = []
+    for path in (checkpoint, here / f"{name}.{target}"):
+        assert run(path, "--data", "digits", "--json") == 0
+        results.append(json.loads(capsys.readouterr().out))
+    reference, artefact = results
+    assert reference["samples"] == 360
+    assert reference["accuracy"] >= 0.985
+    assert sum(a != b for a, b in zip(reference["predictions"], artefact["predictions"], strict=True)) <= 1
+    assert artefact["accuracy"] == pytest.approx(reference["accuracy"], abs=1 / 360 + 1e-9)
+    spikes = [{layer["name"]: layer["spikes"] for layer in result["layers"]} for result in results]
+    assert spikes[0].keys() == spikes[1].keys()
+    for layer, count in spikes[0].items():
+        assert spikes[1][layer] == pytest.approx(count, rel=1e-3), layer
+
+
+def test_json_of_export(here: Path, capsys) -> None:
+    assert export(DIGITS, "--target", "onnx", "--spike-counts", "--samples", 5, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    keys = "target files verified samples max_abs_diff spike_mismatches prediction_agreement warnings"
+    assert list(told) == keys.split()
+    assert told["samples"] == 5
+    assert [file["path"] for file in told["files"]] == ["digits.onnx", "digits.onnx.json"]
+    assert all(len(file["sha256"]) == 64 and file["bytes"] > 0 for file in told["files"])
+
+
+def test_test_vectors_come_from_the_torch_reference(here: Path, capsys) -> None:
+    assert export(DIGITS, "--target", "onnx", "--test-vectors", 6) == 0
+    with np.load(here / "digits.onnx.vectors.npz") as vectors:
+        assert vectors["input"].shape == (6, 1, 16, 16)
+        with torch.no_grad():
+            expected = load_model(DIGITS)(torch.from_numpy(vectors["input"])).numpy()
+        np.testing.assert_allclose(vectors["output"], expected, atol=1e-6)
+        (logits,) = onnxruntime.InferenceSession(str(here / "digits.onnx")).run(["logits"], {"image": vectors["input"]})
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_spike_counts_are_the_networks(here: Path) -> None:
+    assert export(DIGITS, "--target", "onnx", "--spike-counts", "--test-vectors", 3) == 0
+    x = np.load(here / "digits.onnx.vectors.npz")["input"]
+    session = onnxruntime.InferenceSession(str(here / "digits.onnx"))
+    names = [output.name for output in session.get_outputs() if output.name.startswith("spike_counts/")]
+    counts = dict(zip(names, session.run(names, {"image": x}), strict=True))
+    model = load_model(DIGITS)
+    for name, module in model.named_modules():
+        if f"spike_counts/{name}" in counts:
+            module.register_forward_hook(
+                lambda _m, _i, out, name=name: np.testing.assert_array_equal(
+                    counts.pop(f"spike_counts/{name}"), out.sum((0, *range(2, out.dim()))).numpy()
+                )
+            )
+    with torch.no_grad():
+        model(torch.from_numpy(x))
+    assert len(names) > 10
+    assert counts == {}
+
+
+def test_two_exports_are_byte_identical(here: Path, capsys) -> None:
+    for target in ("nir", "onnx"):
+        for name in ("a", "b"):
+            assert export(DIGITS, "--target", target, "--out", here / f"{name}.{target}") == 0
+        assert (here / f"a.{target}").read_bytes() == (here / f"b.{target}").read_bytes()
+
+
+def test_a_model_without_data_is_verified_on_random_input_and_says_so(here, random_checkpoint, capsys) -> None:
+    assert export(random_checkpoint, "--target", "nir") == 0
+    assert "seeded random inputs; give real ones with --calibration" in capsys.readouterr().err
+
+
+def test_exported_nir_is_itself_a_model(here: Path, capsys) -> None:
+    """checkpoint -> nir -> onnx gives the same answers as checkpoint -> onnx."""
+    assert export(DIGITS, "--target", "nir") == 0
+    assert export("digits.nir", "--target", "onnx", "--out", "via.onnx", "--calibration", "digits") == 0
+    assert export(DIGITS, "--target", "onnx") == 0
+    capsys.readouterr()
+    predictions = []
+    for name in ("via.onnx", "digits.onnx"):
+        assert run(name, "--data", "digits", "--json") == 0
+        predictions.append(json.loads(capsys.readouterr().out)["predictions"])
+    assert predictions[0] == predictions[1]
+
+
+def test_user_data_as_npz(here, random_checkpoint, capsys) -> None:
+    x = lively_input(small_config("dvs"), batch=4).numpy()
+    np.savez(here / "mine.npz", x=x)
+    assert export(random_checkpoint, "--target", "onnx", "--calibration", "mine.npz", "--samples", 4) == 0
+    assert run("random.onnx", "--data", "mine.npz") == 0
+    assert "no labels" in capsys.readouterr().out
+
+
+def test_disagreement_is_status_1_and_no_file(here: Path, capsys, monkeypatch) -> None:
+    """The emitter is broken on purpose: the written graph fires at other thresholds."""
+    from statten_deploy import api
+
+    def broken(graph, path):
+        graph.nodes["block.0.mlp.fc1_lif"].v_threshold *= np.float32(1.1)
+        return write(graph, path)
+
+    write = api.write_nir
+    monkeypatch.setattr(api, "write_nir", broken)
+    (here / "digits.nir").write_bytes(b"old")
+    assert export(DIGITS, "--target", "nir") == 1
+    assert "'block.0.mlp.fc1_lif'" in error_line(capsys)
+    assert (here / "digits.nir").read_bytes() == b"old"
+    assert [p.name for p in here.iterdir()] == ["digits.nir"]
+
+
+def test_no_verify_says_so(here: Path, capsys) -> None:
+    assert export(DIGITS, "--target", "nir", "--no-verify", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["verified"], told["samples"], told["max_abs_diff"]) == (None, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none.ckpt", "--target", "nir"], "none.ckpt: no such file"),
+        (["none.nir", "--target", "onnx"], "none.nir: no such file"),
+        ([DIGITS], "--target"),
+        ([DIGITS, "--target", "pdf"], "pdf"),
+        ([DIGITS, "--target", "nir", "--spike-counts"], "--spike-counts belongs to --target onnx"),
+        ([DIGITS, "--target", "nir", "--samples", "0"], "--samples"),
+        ([DIGITS, "--target", "nir", "--samples", "2", "--no-verify"], "--no-verify"),
+        ([DIGITS, "--target", "nir", "--samples", "99999"], "has 1437 samples"),
+        ([DIGITS, "--target", "nir", "--out", "no/such/folder/x.nir"], "no such folder"),
+        ([DIGITS, "--target", "nir", "--calibration", "nowhere"], "nowhere: no such data"),
+        ([DIGITS, "--target", "nir", "--config", "none.yaml"], "none.yaml: cannot be read"),
+        ([DIGITS, "--target", "nir", "--time-steps", "8"], "--time-steps 8: the checkpoint says 4"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(here: Path, capsys, arguments, said) -> None:
+    assert export(*arguments) == 2
+    assert said in error_line(capsys)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none.onnx", "--data", "digits"], "none.onnx: no such file"),
+        ([DIGITS, "--data", "none.npz"], "none.npz: no such data"),
+        ([DIGITS], "--data"),
+        ([DIGITS, "--data", "digits", "--samples", "361"], "has 360 samples"),
+    ],
+)
+def test_bad_input_of_run(here: Path, capsys, arguments, said) -> None:
+    assert run(*arguments) == 2
+    assert said in error_line(capsys)
+
+
+def test_changed_artefact_is_refused(here: Path, capsys) -> None:
+    for target in ("nir", "onnx"):
+        assert export(DIGITS, "--target", target) == 0
+        path = here / f"digits.{target}"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        capsys.readouterr()
+        assert run(path, "--data", "digits") == 2
+        assert "SHA-256 differs" in error_line(capsys)
+
+
+def test_not_an_onnx_file(here: Path, capsys) -> None:
+    (here / "x.onnx").write_bytes(b"nonsense")
+    assert run("x.onnx", "--data", "digits") == 2
+    assert "x.onnx" in error_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["statten-export", "statten-run", "statten-train"])
+def test_help_and_version(command: str) -> None:
+    script = Path(sys.executable).parent / command
+    told = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--json" in told
+    assert "--debug" in told
+    told = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("statten-deploy ")
+
+
+def test_examples_run() -> None:
+    root = Path(__file__).resolve().parents[2]
+    for name in ("export_and_run.py", "third_party_nir.py"):
+        done = subprocess.run([sys.executable, root / "examples" / name], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,120 @@
+"""``statten-train`` as users type it: files, JSON, resume, exit statuses, one-line errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from statten_deploy.cli import train as train_cli
+from statten_deploy.cli.common import run as run_command
+from statten_deploy.models.checkpoint import load_model
+from tests.train.recipes import write_recipe, write_stripes
+
+SHIPPED = Path(__file__).resolve().parents[2] / "models/configs"
+
+
+def statten_train(*arguments: object) -> int:
+    return run_command(train_cli.app, "statten-train", [str(a) for a in arguments])
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[object, ...]:
+    recipe = write_recipe(tmp_path / "tiny.yaml", train={"epochs": 2})
+    data = write_stripes(tmp_path / "stripes.npz")
+    return ("--config", recipe, "--data", data, "--device", "cpu")
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("statten-train: error: ")
+    return captured.err
+
+
+def test_train_says_where_the_checkpoint_is_and_how_good(tiny, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    assert statten_train(*tiny, "--out", out) == 0
+    captured = capsys.readouterr()
+    assert f"checkpoint {out / 'best.ckpt'} (" in captured.out
+    assert "test accuracy " in captured.out
+    assert "/18)" in captured.out
+    assert captured.err == ""
+    assert load_model(out / "best.ckpt").config.name == "tiny"
+
+
+def test_json_is_one_object_and_resume_continues(tiny, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    assert statten_train(*tiny, "--out", out, "--json", "--set", "train.lr=0.005", "--set", "embed_dim=24") == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["checkpoint"] == str(out / "best.ckpt")
+    assert first["epochs"] == 2
+    assert load_model(out / "best.ckpt").config.embed_dim == 24
+    changes = ("--set", "train.lr=0.005", "--set", "embed_dim=24")
+    assert statten_train(*tiny, *changes, "--epochs", 3, "--resume", out / "last.ckpt", "--json") == 0
+    second = json.loads(capsys.readouterr().out)
+    assert second["epochs"] == 3
+    assert torch.load(out / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert {path.name for path in (out / "csv").iterdir()} == {"version_0", "version_1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--set", "learning_rate=1"), "unknown key 'learning_rate'; known keys: "),
+        (("--set", "lr"), "expected key=value"),
+        (("--data", "missing-folder"), "missing-folder: no such data; expected a built-in data set (digits), a folder"),
+        (("--data", "digits"), "digits: the data are still images of shape [1, 16, 16], the network takes [1, 8, 8]"),
+        (("--set", "image_size=16"), "stripes.npz: 'x' has shape [90, 1, 8, 8], the network takes [N, 1, 16, 16]"),
+        (("--set", "num_classes=2"), "stripes.npz: 'y' holds classes 0 to 2, the network has 0 to 1"),
+        (("--config", "no.yaml"), "no.yaml: cannot be read (No such file or directory)"),
+        (("--epochs", "0"), "--epochs"),
+        (("--device", "tpu"), "--device"),
+        (("--resume", "last.ckpt"), "last.ckpt: no such file; --resume takes the last.ckpt of an earlier run"),
+        (("--qat-bits", "4"), "No such option"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(tiny, capsys, arguments: tuple[str, ...], expected: str) -> None:
+    assert statten_train(*tiny, *arguments) == 2
+    assert expected in error_line(capsys)
+
+
+def test_config_is_required(capsys) -> None:
+    assert statten_train() == 2
+    assert "--config" in error_line(capsys)
+
+
+def test_ctrl_c(tiny, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    from statten_deploy.train.module import StattenModule
+
+    def interrupt(self: StattenModule) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StattenModule, "on_train_epoch_start", interrupt)
+    assert statten_train(*tiny, "--out", tmp_path / "run") == 130
+    assert capsys.readouterr().out == ""
+
+
+def test_digits_start_from_the_shipped_recipe(tmp_path: Path, capsys) -> None:
+    """One epoch of a smaller network on the real data, named by the recipe itself."""
+    smaller = ("--set", "embed_dim=16", "--set", "time_steps=2", "--set", "mlp_ratio=1", "--epochs", 1)
+    out = ("--out", tmp_path / "run", "--device", "cpu", "--json")
+    assert statten_train("--config", SHIPPED / "digits.yaml", *smaller, *out) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["train_samples"], result["validation_samples"], result["test_samples"]) == (1437, 0, 360)
+    assert result["data"] == "digits"
+
+
+def test_help_is_quick_because_it_imports_no_torch() -> None:
+    code = (
+        "import sys; from statten_deploy.cli.common import run; from statten_deploy.cli.train import app;"
+        "status = run(app, 'statten-train', ['--help']);"
+        "print(status, [m for m in ('torch', 'lightning', 'sklearn', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    for option in ("--config", "--data", "--out", "--set", "--epochs", "--device", "--resume", "--json", "--debug"):
+        assert option in done.stdout
