@@ -1,0 +1,76 @@
+"""The main job on the built-in data: export every shipped checkpoint to every target, verify, run, compare.
+
+    make demo            (or: python examples/demo.py --out demo)
+
+Uses the commands exactly as a user types them and prints each one. Trains nothing, downloads nothing.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINTS = ("digits", "digits-stream")
+TARGETS = ("nir", "onnx")
+BIN = Path(sys.executable).parent
+
+
+def call(*arguments: object) -> dict:
+    """Run one of our commands with --json, show it, and stop at the first failure."""
+    shown = [str(argument).removeprefix(f"{ROOT}/") for argument in arguments]
+    print("$", " ".join(shown), flush=True)
+    command = [str(BIN / shown[0]), *map(str, arguments[1:]), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr.strip() or f"exit status {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("demo"))
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+
+    table = Table(title="digits: 360 test images, every artefact run from its file")
+    for column in ("checkpoint", "runs as", "file", "accuracy", "same class as torch", "spikes", "spikes that differ*"):
+        table.add_column(column, justify="left" if column in ("checkpoint", "runs as") else "right")
+    start = time.perf_counter()
+    for name in CHECKPOINTS:
+        checkpoint = ROOT / f"models/zoo/{name}.ckpt"
+        reference = call("statten-run", checkpoint, "--data", "digits")
+        add_row(table, name, "torch", checkpoint, reference, reference, None)
+        for target in TARGETS:
+            path = out / f"{name}.{target}"
+            export = call("statten-export", checkpoint, "--target", target, "--out", path, "--test-vectors", 8)
+            result = call("statten-run", path, "--data", "digits")
+            add_row(table, name, target, path, result, reference, export)
+    console = Console(width=120 if not sys.stdout.isatty() else None)
+    console.print(table)
+    console.print("* per (neuron, step), on the samples the export verified itself on", style="dim")
+    console.print(f"artefacts, sidecars and test vectors are in {out}/; {time.perf_counter() - start:.0f} s")
+
+
+def add_row(
+    table: Table, name: str, backend: str, path: Path, result: dict, reference: dict, export: dict | None
+) -> None:
+    same = sum(a == b for a, b in zip(result["predictions"], reference["predictions"], strict=True))
+    table.add_row(
+        name,
+        backend,
+        f"{path.stat().st_size / 1000:.0f} kB",
+        f"{result['accuracy']:.2%}",
+        f"{same}/{len(result['predictions'])}",
+        f"{sum(layer['spikes'] for layer in result['layers']):,}",
+        "reference" if export is None else f"{export['spike_mismatches']:,}",
+    )
+
+
+if __name__ == "__main__":
+    main()
