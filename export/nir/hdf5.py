@@ -2,7 +2,7 @@
 
 The layout is that of `nir.write`, dataset for dataset. Two things differ: nothing is copied (`nir.write` holds every
 array three times), and only arrays that gzip shrinks are compressed. Trained float weights lose 8 % and cost most of
-the time, full neuron parameter arrays lose 99 %: a network of 66 M weights writes in 3 s instead of 16.
+the time, full neuron parameter arrays lose 99 %: a network of 66 M weights writes in a third of the time.
 """
 
 import zlib

@@ -10,6 +10,7 @@ import pytest
 
 from statten_deploy.errors import GraphError, InputError, UnsupportedError
 from statten_deploy.export.nir import read_nir, write_nir
+from statten_deploy.export.nir.compact import COMPACT
 from statten_deploy.frontend import build_graph
 from statten_deploy.ir import EXTENSION_NODES, SpikeAnd, STAttenAttention, TemporalMean, predecessors
 from statten_deploy.simulate import Simulator
@@ -340,3 +341,10 @@ def test_invalid_graphs_are_not_written(path: Path) -> None:
     with pytest.raises(GraphError, match="'l'"):
         write_nir(chain(("x", inp(4)), ("l", lif(3)), ("y", out(3))), path)
     assert not path.exists()
+
+
+def test_the_documentation_names_every_operation_and_parameter() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "nir.md").read_text(encoding="utf8")
+    for operation, (_, parameters) in COMPACT.items():
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| `{operation}`"))
+        assert all(f"`{parameter}`" in row for parameter in parameters), operation
