@@ -16,19 +16,38 @@ from statten_deploy.version import __version__
 SIDECAR_FORMAT = 1
 
 
-@dataclass
+_ACTIVE: "list[Staging]" = []
+"""Stagings under way in this process, for `discard_all`."""
+
+
+def discard_all() -> bool:
+    """Remove every temporary file of this process; whether there was any staging. For signal handlers."""
+    active = bool(_ACTIVE)
+    for stage in list(_ACTIVE):
+        stage.discard()
+    return active
+
+
+@dataclass(eq=False)
 class Staging:
     """Temporary files beside their destinations; `commit` moves them all into place."""
 
     folder: Path
     _files: dict[Path, Path] = field(default_factory=dict)
+    _obsolete: list[Path] = field(default_factory=list)
 
     def file(self, destination: Path) -> Path:
         """A temporary path for `destination`, with the same suffix, in the same file system."""
+        if destination.is_dir():
+            raise InputError(f"{destination}: is a folder; a file of that name is to be written, remove or rename it")
         handle, name = tempfile.mkstemp(prefix=f".{destination.stem}.", suffix=destination.suffix, dir=self.folder)
         os.close(handle)
         self._files[destination] = Path(name)
         return Path(name)
+
+    def remove(self, obsolete: Path) -> None:
+        """A file of an earlier export that `commit` removes."""
+        self._obsolete.append(obsolete)
 
     def commit(self) -> list[Path]:
         """Flush every file to disk and rename it to its final name, sidecars last."""
@@ -37,6 +56,8 @@ class Staging:
             temporary.chmod(mode)  # mkstemp makes files private
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
+        for obsolete in self._obsolete:
+            obsolete.unlink(missing_ok=True)
         for destination, temporary in self._files.items():
             temporary.replace(destination)
         return list(self._files)
@@ -67,10 +88,12 @@ def staging(destination: Path) -> Iterator[Staging]:
     if destination.is_dir():
         raise InputError(f"{destination}: is a folder; --out names the file to write")
     stage = Staging(folder)
+    _ACTIVE.append(stage)
     try:
         yield stage
     finally:
         stage.discard()
+        _ACTIVE.remove(stage)
 
 
 def sidecar_path(artefact: Path) -> Path:

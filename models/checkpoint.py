@@ -59,8 +59,13 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     inferred = _infer(path, state)
     stored, origin = _stored_config(path, raw)
     given = dict(overrides or {})
-    _refuse_contradictions(path, given, stored, inferred)
     values = {**stored, **given}
+    hidden = inferred["mlp_ratio"] * inferred["embed_dim"]
+    for told in (given, stored):  # any ratio that gives the width of the weights is the right one
+        ratio = _number(told.get("mlp_ratio"))
+        if ratio is not None and int(inferred["embed_dim"] * ratio + 1e-6) == round(hidden):
+            inferred["mlp_ratio"] = told["mlp_ratio"]
+    _refuse_contradictions(path, given, stored, inferred)
     missing = _missing(values)
     if missing:
         hint = " (or attention_mode: SDT, if that is what it is)" if "chunk_size" in missing else ""
@@ -99,7 +104,8 @@ def _restore_buffers(model: STAtten, config: ModelConfig) -> None:
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a checkpoint (.ckpt, .pth, .pth.tar, .pt, .safetensors)")
+        found = "is a folder" if path.is_dir() else "no such file"
+        raise CheckpointError(f"{path}: {found}; expected a checkpoint (.ckpt, .pth, .pth.tar, .pt, .safetensors)")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if not path.name.endswith(TORCH_SUFFIXES):
@@ -249,9 +255,16 @@ def _same(name: str, a: Any, b: Any) -> bool:
         a, b = ((value, value) if isinstance(value, int) else tuple(value) for value in (a, b))
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return list(a) == list(b)
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return float(a) == float(b)
-    return bool(a == b)
+    numbers = _number(a), _number(b)
+    return numbers[0] == numbers[1] if None not in numbers else bool(a == b)
+
+
+def _number(value: Any) -> float | None:
+    """A number, also where YAML or a command line made text of it."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else None
+    except ValueError:
+        return None
 
 
 def _check_fit(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:

@@ -84,7 +84,7 @@ class ModelConfig(BaseModel):
                 )
         elif self.token_groups != 1:
             found.append('token_groups needs divide: "token"')
-        if round(self.embed_dim * self.mlp_ratio) < 1:
+        if self.hidden_dim < 1:
             found.append(f"mlp_ratio {self.mlp_ratio} leaves no hidden channel")
         for field, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.in_channels:
@@ -106,8 +106,8 @@ class ModelConfig(BaseModel):
 
     @property
     def hidden_dim(self) -> int:
-        """Channels inside the MLP."""
-        return int(self.embed_dim * self.mlp_ratio)
+        """Channels inside the MLP: mlp_ratio · embed_dim, rounded down as released (but not for float rounding)."""
+        return int(self.embed_dim * self.mlp_ratio + 1e-6)
 
     @property
     def attention_window(self) -> int:

@@ -67,6 +67,7 @@ def export_nir(
     *,
     config: Mapping[str, Any] | None = None,
     time_steps: int | None = None,
+    dt: float | None = None,
     options: ExportOptions | None = None,
 ) -> ExportResult:
     """Write a NIR file with its sidecar (and test vectors), verified against the reference.
@@ -74,7 +75,7 @@ def export_nir(
     Raises:
         InputError: bad input; VerificationError: the file disagreed and was not kept.
     """
-    source = _source(model, config, time_steps)
+    source = _source(model, config, time_steps, dt)
     return _export(source, "nir", Path(path), options or ExportOptions(), {})
 
 
@@ -85,24 +86,38 @@ def export_onnx(
     spike_counts: bool = False,
     config: Mapping[str, Any] | None = None,
     time_steps: int | None = None,
+    dt: float | None = None,
     options: ExportOptions | None = None,
 ) -> ExportResult:
     """Write an ONNX file (float32, sequence layout) with its sidecar, verified in onnxruntime. Raises as `export_nir`.
 
     `spike_counts` adds one int64 output [batch] per neuron layer, ``spike_counts/<layer>``.
     """
-    source = _source(model, config, time_steps)
+    source = _source(model, config, time_steps, dt)
     return _export(source, "onnx", Path(path), options or ExportOptions(), {"spike_counts": spike_counts})
 
 
-def _source(model: Model, config: Mapping[str, Any] | None, time_steps: int | None) -> Source:
-    return model if isinstance(model, Source) else load_source(model, config, time_steps)
+def _source(model: Model, config: Mapping[str, Any] | None, time_steps: int | None, dt: float | None) -> Source:
+    return model if isinstance(model, Source) else load_source(model, config, time_steps, dt)
+
+
+def _check_destination(source: Source, target: Target, path: Path, options: ExportOptions) -> None:
+    """The name must be one our own reader opens, and nothing the export reads may be overwritten."""
+    if path.suffix != SUFFIXES[target]:
+        raise InputError(f"{path}: a file of --target {target} is called *{SUFFIXES[target]}; change --out")
+    inputs = [source.path, Path(options.calibration) if options.calibration else None]
+    for given in inputs:
+        for written in (path, sidecar_path(path), vectors_path(path)):
+            if given is not None and given.exists() and written.exists() and given.samefile(written):
+                raise InputError(f"{written}: would overwrite the input; choose another --out")
 
 
 def _export(
     source: Source, target: Target, path: Path, options: ExportOptions, flags: Mapping[str, Any]
 ) -> ExportResult:
+    _check_destination(source, target, path, options)
     samples, warnings = verification_samples(source, options)
+    warnings = [*source.warnings, *warnings]
     with staging(path) as stage:
         temporary = stage.file(path)
         warnings += _write(source, target, temporary, flags)
@@ -117,6 +132,8 @@ def _export(
                 raise VerificationError(_refusal(path, agreement))
         if options.test_vectors:
             _write_vectors(source, stage.file(vectors_path(path)), samples[: options.test_vectors])
+        else:
+            stage.remove(vectors_path(path))  # those of an earlier export belong to another model
         content = _sidecar(source, target, agreement, warnings, flags)
         write_sidecar(stage.file(sidecar_path(path)), path.name, temporary, content)
         return ExportResult(target, stage.commit(), agreement, warnings)
@@ -129,14 +146,14 @@ def _write(source: Source, target: Target, path: Path, flags: Mapping[str, Any])
         "source_sha256": source.sha256 or "",
         "config": source.config.model_dump_json() if source.config else "",
     }
-    model = build_onnx(source.graph, time_steps=source.time_steps, metadata=metadata, **flags)
+    model = build_onnx(source.graph, time_steps=source.time_steps, dt=source.dt, metadata=metadata, **flags)
     save_onnx(model, path)
     return []
 
 
 def _executor(source: Source, target: Target, path: Path) -> Executor:
     if target == "nir":
-        return GraphExecutor.from_file(path, source.time_steps)
+        return GraphExecutor.from_file(path, source.time_steps, source.dt)
     return OnnxExecutor(path, spikes=True)
 
 
@@ -171,7 +188,7 @@ def verification_samples(source: Source, options: ExportOptions) -> tuple[Array,
 
 def calibration_part(source: Source, data: str | Path) -> Samples:
     """What verification may see: a data set's training split, or all of what the user gave undivided."""
-    opened = open_source(data, InputSpec(source.input_shape, source.config.num_classes if source.config else None))
+    opened = open_source(data, InputSpec(source.input_shape, source.classes))
     return opened.whole if opened.whole is not None else select(opened, "calibration")
 
 
@@ -203,7 +220,7 @@ def _sidecar(
         "config": config.model_dump(mode="json") if config else None,
         "T": source.time_steps,
         "S": config.attention_window if config else told.get("window_steps"),
-        "dt": float(told.get("dt", 1e-4)),
+        "dt": source.dt,
         "latency_steps": 0,
         "input": {"name": input_names(source.graph)[0], "shape": ["batch", *source.input_shape]},
         "outputs": output_names(source.graph),

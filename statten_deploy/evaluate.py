@@ -51,6 +51,7 @@ def evaluate(
     samples: int | None = None,
     config: Mapping[str, Any] | None = None,
     time_steps: int | None = None,
+    dt: float | None = None,
 ) -> Evaluation:
     """Run `artefact` (a checkpoint, a ``.nir`` or an ``.onnx`` file) on the test split of `data`.
 
@@ -58,8 +59,8 @@ def evaluate(
         InputError: a file cannot be read, was changed since its export, or does not fit the data.
     """
     path = Path(artefact)
-    executor, shape = _open(path, config, time_steps)
-    x, labels = load_arrays(data, "evaluation", InputSpec(shape))
+    executor, spec = _open(path, config, time_steps, dt)
+    x, labels = load_arrays(data, "evaluation", spec)
     if samples is not None and samples > len(x):
         raise InputError(f"{data}: has {len(x)} samples, --samples asks for {samples}")
     x = x[:samples]
@@ -85,16 +86,16 @@ def evaluate(
     )
 
 
-def _open(path: Path, config: Mapping[str, Any] | None, time_steps: int | None) -> tuple[Executor, tuple[int, ...]]:
+def _open(
+    path: Path, config: Mapping[str, Any] | None, time_steps: int | None, dt: float | None
+) -> tuple[Executor, InputSpec]:
     if path.suffix != ".onnx":
-        source = load_source(path, config, time_steps)
-        return source.reference, source.input_shape
+        source = load_source(path, config, time_steps, dt)
+        return source.reference, InputSpec(source.input_shape, source.classes)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected an ONNX file written by statten-export")
-    if config or time_steps:
-        raise InputError(
-            f"{path}: --config and --time-steps are for checkpoints and NIR files; an ONNX file is complete"
-        )
+    if config or time_steps or dt:
+        raise InputError(f"{path}: --config, --time-steps and --dt are not for ONNX files, which are complete")
     read_sidecar(path)
     executor = OnnxExecutor(path, spikes=True)
     shape = executor.input.shape[1:]
@@ -102,4 +103,5 @@ def _open(path: Path, config: Mapping[str, Any] | None, time_steps: int | None) 
         raise InputError(
             f"{path}: input {executor.input.name!r} has no fixed sample shape; export it with statten-export"
         )
-    return executor, tuple(shape)
+    classes = executor.metadata.get("classes", "")
+    return executor, InputSpec(tuple(shape), int(classes) if classes.isdigit() else None)

@@ -1,19 +1,21 @@
 """What a user hands to the commands: a checkpoint or a NIR file, loaded once, with its graph and its reference."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nir
 import torch
 
-from statten_deploy.compare.executors import Executor, GraphExecutor, TorchExecutor, graph_input
-from statten_deploy.errors import ConfigError, InputError
+from statten_deploy.compare.executors import Executor, GraphExecutor, TorchExecutor, Traceable, graph_input
+from statten_deploy.errors import ConfigError, InputError, UnsupportedError
 from statten_deploy.export.artefact import read_sidecar
 from statten_deploy.export.nir import read_nir
 from statten_deploy.frontend import build_graph
-from statten_deploy.ir import hints
+from statten_deploy.ir import hints, input_names
+from statten_deploy.ir.verify import DEFAULT_DT
 from statten_deploy.models.checkpoint import build_model, file_sha256, load_checkpoint
 from statten_deploy.models.config import ModelConfig
 from statten_deploy.models.statten import STAtten
@@ -29,13 +31,17 @@ class Source:
     network: STAtten | None = None
     config: ModelConfig | None = None
     sha256: str | None = None
+    path: Path | None = None
+    dt: float = DEFAULT_DT
+    """Seconds per step."""
+    warnings: list[str] = field(default_factory=list)
 
     @property
-    def reference(self) -> Executor:
+    def reference(self) -> Traceable:
         """What every artefact is compared with."""
         if self.network is not None:
             return TorchExecutor(self.network)
-        return GraphExecutor(self.graph, self.time_steps, name="nir")
+        return GraphExecutor(self.graph, self.time_steps, "nir", self.dt)
 
     @property
     def yardstick(self) -> Executor | None:
@@ -56,53 +62,74 @@ class Source:
     @property
     def dataset(self) -> str:
         """The data set the network was trained on, if it says so."""
-        return self.config.dataset if self.config else ""
+        return str(hints(self.graph).get("dataset", ""))
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the output tells apart, if it says so."""
+        told = hints(self.graph).get("classes")
+        return int(told) if told is not None else None
 
 
 def load_source(
     model: str | Path | STAtten | nir.NIRGraph,
     config: Mapping[str, Any] | None = None,
     time_steps: int | None = None,
+    dt: float | None = None,
 ) -> Source:
     """Load a checkpoint (any format `load_checkpoint` reads), a ``.nir`` file, a network or a graph.
 
-    `time_steps` is for NIR files of other tools, which do not say how many steps a sample has.
+    `time_steps` and `dt` (seconds per step) are for NIR files of other tools, which say neither. A network is copied.
 
     Raises:
         InputError: the file cannot be read; ConfigError: the configuration does not fit, or T is unknown.
     """
     if isinstance(model, STAtten):
-        return _from_network(model.eval(), time_steps)
+        return _from_network(deepcopy(model).eval(), time_steps, dt)
     if isinstance(model, nir.NIRGraph):
-        return _from_graph(model, "graph", None, time_steps)
+        return _from_graph(model, "graph", time_steps, dt)
     path = Path(model)
     if path.suffix == ".nir":
         if not path.is_file():
-            raise InputError(f"{path}: no such file; expected a NIR file")
+            raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a NIR file")
         if config:
             raise ConfigError(
                 f"{path}: --config is for checkpoints; a NIR file describes itself (--time-steps gives T)"
             )
         read_sidecar(path)
-        return _from_graph(read_nir(path), path.stem, file_sha256(path), time_steps)
-    checkpoint = load_checkpoint(path, config)
-    source = _from_network(build_model(checkpoint), time_steps)
-    source.sha256 = checkpoint.sha256
+        source = _from_graph(read_nir(path), str(path), time_steps, dt)
+        source.sha256 = file_sha256(path)
+    else:
+        checkpoint = load_checkpoint(path, config)
+        source = _from_network(build_model(checkpoint), time_steps, dt)
+        source.sha256 = checkpoint.sha256
+    source.path = path
     return source
 
 
-def _from_network(network: STAtten, time_steps: int | None) -> Source:
+def _from_network(network: STAtten, time_steps: int | None, dt: float | None) -> Source:
     config = network.config
+    if dt is not None:
+        raise ConfigError("--dt is for NIR files of other tools; a checkpoint's steps have no length of their own")
     if time_steps not in (None, config.time_steps):
         raise ConfigError(f"--time-steps {time_steps}: the checkpoint says {config.time_steps}; leave the option out")
     return Source(config.name, build_graph(network), config.time_steps, network, config)
 
 
-def _from_graph(graph: nir.NIRGraph, name: str, sha256: str | None, time_steps: int | None) -> Source:
-    told = hints(graph).get("time_steps")
-    if told is not None and time_steps not in (None, int(told)):
-        raise ConfigError(f"--time-steps {time_steps}: {name} says {int(told)}; leave the option out")
-    steps = time_steps if told is None else int(told)
+def _from_graph(graph: nir.NIRGraph, where: str, time_steps: int | None, dt: float | None) -> Source:
+    if len(input_names(graph)) != 1:
+        raise UnsupportedError(f"{where}: has inputs {', '.join(input_names(graph))}; one is supported")
+    told = hints(graph)
+    if "time_steps" in told and time_steps not in (None, int(told["time_steps"])):
+        raise ConfigError(f"--time-steps {time_steps}: {where} says {int(told['time_steps'])}; leave the option out")
+    if "dt" in told and dt not in (None, float(told["dt"])):
+        raise ConfigError(f"--dt {dt}: {where} says {float(told['dt'])}; leave the option out")
+    steps = told.get("time_steps", time_steps)
     if steps is None:
-        raise ConfigError(f"{name}: the file does not say how many time steps a sample has; give --time-steps")
-    return Source(str(hints(graph).get("name", name)), graph, steps, sha256=sha256)
+        raise ConfigError(f"{where}: the file does not say how many time steps a sample has; give --time-steps")
+    warnings = []
+    if "dt" not in told and dt is None:
+        warnings.append(f"{where} does not say how long a step is: {DEFAULT_DT} s assumed (--dt)")
+    seconds = float(told.get("dt", DEFAULT_DT if dt is None else dt))
+    name = str(told.get("name", Path(where).stem))
+    return Source(name, graph, int(steps), dt=seconds, warnings=warnings)

@@ -23,10 +23,7 @@ from statten_deploy.ir.graph import (
 )
 from statten_deploy.ir.nodes import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TemporalMean, TokenMaxPool
 from statten_deploy.ir.shapes import infer_shapes
-from statten_deploy.ir.verify import SPIKING, verify
-
-DEFAULT_DT = 1e-4
-"""Seconds per step where neither the caller nor the graph says: the convention of NIR's users."""
+from statten_deploy.ir.verify import DEFAULT_DT, SPIKING, verify
 
 Emitter = Callable[..., Signal]
 

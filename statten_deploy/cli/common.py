@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -84,10 +85,19 @@ def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _terminate(*_: object) -> None:
+    """Temporary files go at once: an exception raised here can get lost in a callback of some C library."""
+    artefact = sys.modules.get("statten_deploy.export.artefact")
+    if artefact is not None and artefact.discard_all():
+        os._exit(143)
+    sys.exit(143)
+
+
 def main_for(app: typer.Typer, name: str) -> Callable[[], None]:
     """The console entry point of `app`."""
 
     def main() -> None:
+        signal.signal(signal.SIGTERM, _terminate)
         status = run(app, name)
         sys.stdout.flush()
         sys.exit(status)

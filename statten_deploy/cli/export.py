@@ -29,6 +29,9 @@ def export(
     time_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps per sample, for NIR files of other tools.")
     ] = None,
+    dt: Annotated[
+        float | None, typer.Option(help="Seconds per step, for NIR files of other tools. Default: 0.0001.")
+    ] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Data to verify on: digits, an image folder, or an .npz with x.")
     ] = None,
@@ -59,6 +62,7 @@ def export(
     common: dict[str, Any] = {
         "config": read_config_values(config) if config else None,
         "time_steps": time_steps,
+        "dt": dt,
         "options": ExportOptions(calibration, samples, not no_verify, test_vectors),
     }
     if target is Target.nir:

@@ -21,6 +21,9 @@ def run(
     time_steps: Annotated[
         int | None, typer.Option(min=1, help="Steps per sample, for NIR files of other tools.")
     ] = None,
+    dt: Annotated[
+        float | None, typer.Option(help="Seconds per step, for NIR files of other tools. Default: 0.0001.")
+    ] = None,
     json_: JsonOption = False,
     debug: DebugOption = False,
     version: VersionOption = False,
@@ -30,7 +33,7 @@ def run(
     from statten_deploy.models.config import read_config_values
 
     values = read_config_values(config) if config else None
-    result = evaluate(artefact, data, samples=samples, config=values, time_steps=time_steps)
+    result = evaluate(artefact, data, samples=samples, config=values, time_steps=time_steps, dt=dt)
     if json_:
         emit_json(result.to_dict())
     else:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from statten_deploy.errors import InputError
 from statten_deploy.export.nir import read_nir
 from statten_deploy.export.onnx import spike_values
-from statten_deploy.ir import hints, input_names
+from statten_deploy.ir import hints, input_names, is_cyclic, predecessors
 from statten_deploy.models.neurons import LIF
 from statten_deploy.models.statten import STAtten
 from statten_deploy.simulate import Simulator
@@ -47,6 +47,13 @@ class Executor(Protocol):
 
     def run(self, x: Array) -> Execution:
         """Outputs and spikes for one batch."""
+
+
+class Traceable(Executor, Protocol):
+    """An executor that can also say how near its neurons were to their thresholds."""
+
+    def margins(self, x: Array, layer: str) -> NDArray[np.float64] | None:
+        """``|v - threshold| / threshold`` of one layer, [T, B, ...]; None where it cannot be told."""
 
 
 def neuron_layers(model: nn.Module) -> dict[str, LIF]:
@@ -112,23 +119,57 @@ class TorchExecutor:
 
 
 class GraphExecutor:
-    """The float simulator on a graph."""
+    """The float simulator on a graph; `dt` in seconds, for graphs that do not say."""
 
-    def __init__(self, graph: nir.NIRGraph, time_steps: int | None = None, name: str = "graph") -> None:
+    def __init__(
+        self, graph: nir.NIRGraph, time_steps: int | None = None, name: str = "graph", dt: float | None = None
+    ) -> None:
         self.name = name
-        self.graph = graph
-        self.simulator = Simulator(graph, time_steps=time_steps)
+        self.simulator = Simulator(graph, time_steps=time_steps, dt=dt)
 
     @classmethod
-    def from_file(cls, path: Path, time_steps: int | None = None) -> "GraphExecutor":
+    def from_file(cls, path: Path, time_steps: int | None = None, dt: float | None = None) -> "GraphExecutor":
         """Read a NIR file and run it."""
-        return cls(read_nir(path), time_steps, name="nir")
+        return cls(read_nir(path), time_steps, name="nir", dt=dt)
+
+    def margins(self, x: Array, layer: str) -> NDArray[np.float64] | None:
+        """``|v - threshold| / threshold`` of one layer before reset, [T, B, ...]; None inside a recurrent graph."""
+        graph = self.simulator.graph
+        if is_cyclic(graph):
+            return None
+        sources = predecessors(graph)[layer]["input"]
+        recorded = self.simulator.run(x, record=list(dict.fromkeys(sources))).recorded
+        current = recorded[sources[0]]
+        for source in sources[1:]:
+            current = current + recorded[source]
+        return _graph_margins(graph.nodes[layer], current, np.float32(self.simulator.dt))
 
     def run(self, x: Array) -> Execution:
         result = self.simulator.run(x, record="spikes")
         return Execution(
             dict(result.outputs), {name: np.asarray(spikes, dtype=np.bool_) for name, spikes in result.recorded.items()}
         )
+
+
+def _graph_margins(node: Any, current: Array, dt: np.float32) -> NDArray[np.float64]:
+    """The membranes of a spiking NIR node from its current [T, B, ...], by the equations in NIR's docstrings."""
+    if isinstance(node, nir.Threshold):
+        return _distance(current, node.threshold)
+    cuba = isinstance(node, nir.CubaLIF)
+    tau = node.tau_mem if cuba else getattr(node, "tau", None)
+    v = np.zeros_like(current[0]) + (getattr(node, "v_leak", 0) if tau is not None else 0)
+    i = np.zeros_like(current[0])
+    result = []
+    for x in current:
+        i = i + dt / node.tau_syn * (node.w_in * x - i) if cuba else x
+        v = v + (dt / tau * ((node.v_leak - v) + node.r * i) if tau is not None else dt * node.r * i)
+        result.append(_distance(v, node.v_threshold))
+        v = np.where(v > node.v_threshold, node.v_reset, v)
+    return np.stack(result)
+
+
+def _distance(v: NDArray[Any], threshold: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(np.abs(v.astype(np.float64) - threshold) / np.maximum(np.abs(threshold), 1e-3))
 
 
 class OnnxExecutor:
@@ -148,12 +189,22 @@ class OnnxExecutor:
             detail = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: not an ONNX file that onnxruntime can load ({detail})") from None
         self.metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
-        self.input = self.session.get_inputs()[0]
+        inputs = self.session.get_inputs()
+        self.input = inputs[0]
+        kinds = [f"{item.name}: {item.type} {item.shape}" for item in inputs]
+        if len(inputs) != 1 or self.input.type != "tensor(float)" or isinstance(self.input.shape[0], int):
+            raise InputError(
+                f"{path}: expected one float32 input with a free batch axis, found {'; '.join(kinds)}; "
+                "write the file with statten-export"
+            )
         self.output_names = [output.name for output in self.session.get_outputs() if output.name not in self.layers]
 
     def run(self, x: Array) -> Execution:
         names = [*self.output_names, *self.layers]
-        values = dict(zip(names, self.session.run(names, {self.input.name: x}), strict=True))
+        try:
+            values = dict(zip(names, self.session.run(names, {self.input.name: x}), strict=True))
+        except Exception as error:  # as above
+            raise InputError(f"onnxruntime cannot run the model: {' '.join(str(error).split())[:200]}") from None
         spikes = {}
         for value, layer in self.layers.items():
             flat = values[value]  # [T·B, ...]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statten_deploy.compare.executors import Array, Execution, Executor, TorchExecutor
+from statten_deploy.compare.executors import Array, Execution, Executor, Traceable
 from statten_deploy.compare.tolerances import limit
 
 BATCH_BYTES = 64 << 20
@@ -89,7 +89,7 @@ class Agreement:
 
 
 def verify_against(
-    reference: Executor, candidate: Executor, samples: Array, yardstick: Executor | None = None
+    reference: Traceable, candidate: Executor, samples: Array, yardstick: Executor | None = None
 ) -> Agreement:
     """Run both on `samples` [N, ...] and compare; bounded memory whatever N.
 
@@ -153,7 +153,7 @@ def predicted_classes(output: NDArray[Any]) -> NDArray[np.int64]:
     return np.asarray(output.argmax(-1), dtype=np.int64)
 
 
-def _compare(agreement: Agreement, reference: Executor, batch: Array, expected: Execution, found: Execution) -> None:
+def _compare(agreement: Agreement, reference: Traceable, batch: Array, expected: Execution, found: Execution) -> None:
     flipped: NDArray[np.bool_] = np.zeros(len(batch), dtype=np.bool_)
     first_layers: dict[str, NDArray[np.bool_]] = {}
     for name, spikes in expected.spikes.items():
@@ -194,15 +194,16 @@ def _lift(mask: NDArray[np.bool_], like: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _trace_first_flips(
-    agreement: Agreement, reference: Executor, batch: Array, layer: str, different: NDArray[np.bool_]
+    agreement: Agreement, reference: Traceable, batch: Array, layer: str, different: NDArray[np.bool_]
 ) -> None:
     """The first flips of each sample must be at the threshold: nothing upstream differs, so only rounding may."""
-    if not isinstance(reference, TorchExecutor):
+    found = reference.margins(batch, layer)
+    if found is None:  # a recurrent graph: everything is upstream of everything
         return
     steps = different.shape[0]
     per_step = different.reshape(steps, len(batch), -1).any(-1)  # [T, B]
     earliest = per_step.argmax(0)  # [B]
-    margins = reference.margins(batch, layer).reshape(steps, len(batch), -1)
+    margins = found.reshape(steps, len(batch), -1)
     flat = different.reshape(steps, len(batch), -1)
     for sample, step in enumerate(earliest):
         distances = np.where(flat[step, sample], margins[step, sample], 0.0)
@@ -227,6 +228,10 @@ def _judge(agreement: Agreement) -> None:
     budget += limit("predictions_factor") * agreement.yardstick_predictions_differ
     if differ > budget:
         agreement.problems.append(f"{differ} of {samples} predictions differ, allowed {int(budget)}")
+    silent = [layer.name for layer in agreement.layers.values() if layer.reference_spikes == 0]
+    if silent:
+        shown = ", ".join(silent[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
+        agreement.notes.append(f"no neuron of {shown} fired on these samples: nothing behind them is verified")
     if agreement.samples_with_flips > samples // 2:
         agreement.notes.append(
             f"{agreement.samples_with_flips} of {samples} samples hold flips at thresholds that cascade "

@@ -55,6 +55,7 @@ def _metadata(config: ModelConfig) -> dict[str, object]:
         "statten": {
             "format": 1,
             "name": config.name,
+            "dataset": config.dataset,
             "time_steps": config.time_steps,
             "window_steps": config.attention_window,
             "dt": DT,

@@ -84,6 +84,7 @@ def _problems(graph: nir.NIRGraph, dt: float | None) -> Iterator[str]:
         yield "it has no Input node"
     if not output_names(graph):
         yield "it has no Output node"
+    yield from _hint_problems(graph)
     good: list[tuple[str, str]] = []
     yield from _bad_edges(graph, good)
     sound = nir.NIRGraph(graph.nodes, good, metadata=graph.metadata, type_check=False)
@@ -102,6 +103,21 @@ def _problems(graph: nir.NIRGraph, dt: float | None) -> Iterator[str]:
     yield from _time_axis(graph, into, after)
     if is_cyclic(sound):
         yield from _loops(graph, after)
+
+
+MAX_TIME_STEPS = 65536
+
+
+def _hint_problems(graph: nir.NIRGraph) -> Iterator[str]:
+    """What a file says about itself is input like everything else in it."""
+    for key in ("time_steps", "window_steps", "classes"):
+        value = hints(graph).get(key)
+        whole = isinstance(value, int | float | np.number) and np.isfinite(value) and value == int(value)
+        if value is not None and not (whole and 1 <= int(value) <= MAX_TIME_STEPS):
+            yield f"metadata {key!r} is {value!r}, expected a whole number from 1 to {MAX_TIME_STEPS}"
+    dt = hints(graph).get("dt")
+    if dt is not None and not (isinstance(dt, int | float | np.number) and np.isfinite(dt) and dt > 0):
+        yield f"metadata 'dt' is {dt!r}, expected a positive number of seconds"
 
 
 def _hinted_dt(graph: nir.NIRGraph) -> float | None:

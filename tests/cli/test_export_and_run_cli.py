@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import nir
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 
+from statten_deploy import export_nir
 from statten_deploy.cli import export as export_cli
 from statten_deploy.cli import run as run_cli
 from statten_deploy.cli.common import run as run_command
@@ -162,6 +166,157 @@ def test_user_data_as_npz(here, random_checkpoint, capsys) -> None:
     assert "no labels" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".nir"])
+def test_the_input_is_never_overwritten(here: Path, capsys, suffix: str) -> None:
+    assert export(DIGITS, "--target", suffix[1:], "--no-verify") == 0
+    source = here / f"digits{suffix}"
+    if suffix == ".onnx":
+        source = source.with_name("vectors.npz")
+        np.savez(source, x=np.zeros((2, 1, 16, 16), np.float32))
+        source = source.rename(here / "digits.onnx.vectors.npz")
+        arguments = [DIGITS, "--target", "onnx", "--calibration", source]
+    else:
+        arguments = [source, "--target", "nir"]
+    before = source.read_bytes()
+    capsys.readouterr()
+    assert export(*arguments) == 2
+    assert "would overwrite the input" in error_line(capsys)
+    assert source.read_bytes() == before
+
+
+def test_a_new_export_removes_the_vectors_of_the_old_one(here: Path) -> None:
+    assert export(DIGITS, "--target", "onnx", "--test-vectors", 1, "--no-verify") == 0
+    assert export(DIGITS, "--target", "onnx", "--no-verify") == 0
+    assert sorted(p.name for p in here.iterdir()) == ["digits.onnx", "digits.onnx.json"]
+
+
+def test_a_folder_in_the_way_is_noticed_before_anything_is_written(here: Path, capsys) -> None:
+    (here / "digits.nir.json").mkdir()
+    assert export(DIGITS, "--target", "nir", "--no-verify") == 2
+    assert "digits.nir.json: is a folder" in error_line(capsys)
+    assert [p.name for p in here.iterdir()] == ["digits.nir.json"]
+
+
+def stranger(path: Path, **changes: object) -> Path:
+    """A file of another tool: Affine, LIF with tau in the unit of a millisecond, Affine."""
+    rng = np.random.default_rng(0)
+    one = np.ones(6, np.float32)
+    nodes = {
+        "input": nir.Input({"input": np.array([4])}),
+        "a": nir.Affine(rng.normal(0.3, 1, (6, 4)).astype(np.float32), rng.normal(0.3, 0.2, 6).astype(np.float32)),
+        "n": nir.LIF(tau=2e-3 * one, r=one, v_leak=0 * one, v_threshold=one, v_reset=0 * one),
+        "b": nir.Affine(rng.normal(0, 1, (3, 6)).astype(np.float32), np.array([0.1, 0.2, 0.3], np.float32)),
+        "output": nir.Output({"output": np.array([3])}),
+    }
+    edges = [("input", "a"), ("a", "n"), ("n", "b"), ("b", "output")]
+    nir.write(path, nir.NIRGraph(nodes, edges, metadata={"statten": changes} if changes else {}))
+    np.savez(path.with_suffix(".npz"), x=rng.random((8, 6, 4)).astype(np.float32) * 3, y=np.zeros(8, np.int64))
+    return path
+
+
+def test_files_of_other_tools_take_steps_and_their_length(here: Path, capsys) -> None:
+    path = stranger(here / "s.nir")
+    common = (path, "--target", "onnx", "--time-steps", 6, "--calibration", "s.npz")
+    assert export(*common, "--dt", "1e-3") == 0
+    captured = capsys.readouterr()
+    assert "8/8 predictions agree" in captured.out
+    assert captured.err == ""
+    assert json.loads((here / "s.onnx.json").read_text())["dt"] == 1e-3
+    assert export(*common) == 0
+    assert "does not say how long a step is: 0.0001 s assumed (--dt)" in capsys.readouterr().err
+    rates = []
+    for arguments in (("s.nir", "--time-steps", 6, "--dt", "1e-3"), ("s.nir", "--time-steps", 6)):
+        assert run(*arguments, "--data", "s.npz", "--json") == 0
+        rates.append(json.loads(capsys.readouterr().out)["layers"][0]["firing_rate"])
+    assert rates[0] > 2 * rates[1]
+
+
+def test_silence_is_not_agreement(here: Path, capsys) -> None:
+    path = stranger(here / "s.nir")
+    assert export(path, "--target", "onnx", "--time-steps", 6, "--calibration", "s.npz", "--dt", "1e-6") == 0
+    assert "no neuron of n fired on these samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("factor", [1.01, 1.05])
+def test_a_wrong_onnx_of_a_strangers_graph_is_caught(here: Path, capsys, monkeypatch, factor: float) -> None:
+    from statten_deploy import api
+
+    def broken(graph, **options):
+        nodes = dict(graph.nodes)
+        old = nodes["n"]
+        nodes["n"] = nir.LIF(old.tau, old.r, old.v_leak, old.v_threshold * np.float32(factor), old.v_reset)
+        return build(nir.NIRGraph(nodes, graph.edges, metadata=graph.metadata, type_check=False), **options)
+
+    build = api.build_onnx
+    monkeypatch.setattr(api, "build_onnx", broken)
+    path = stranger(here / "s.nir")
+    x = np.random.default_rng(1).random((64, 6, 4)).astype(np.float32) * 3
+    np.savez(here / "s.npz", x=x)
+    arguments = (path, "--target", "onnx", "--time-steps", 6, "--calibration", "s.npz", "--dt", "1e-3", "--samples", 64)
+    assert export(*arguments) == 1
+    assert "layer 'n', step" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"time_steps": "abc"}, "'time_steps' is"),
+        ({"time_steps": -3}, "'time_steps' is"),
+        ({"time_steps": 2.7}, "'time_steps' is"),
+        ({"time_steps": 1e12}, "'time_steps' is"),
+        ({"time_steps": 4, "dt": "x"}, "'dt' is"),
+        ({"time_steps": 4, "dt": float("nan")}, "'dt' is"),
+        ({"time_steps": 4, "window_steps": float("nan")}, "'window_steps' is"),
+    ],
+)
+def test_nonsense_in_metadata_is_bad_input(here: Path, capsys, changes, said) -> None:
+    path = stranger(here / "s.nir", **changes)
+    assert export(path, "--target", "onnx") == 2
+    assert said in error_line(capsys)
+    assert run(path, "--data", "s.npz") == 2
+    assert said in error_line(capsys)
+
+
+def test_labels_beyond_the_classes_are_bad_input(here: Path, capsys) -> None:
+    np.savez(here / "y.npz", x=np.zeros((3, 1, 16, 16), np.float32), y=np.array([0, 1, 99]))
+    assert run(DIGITS, "--data", "y.npz") == 2
+    assert "99" in error_line(capsys)
+
+
+def test_foreign_onnx_files_are_bad_input(here: Path, capsys) -> None:
+    helper = onnx.helper
+    for name, kind, batch in (("double", onnx.TensorProto.DOUBLE, "n"), ("fixed", onnx.TensorProto.FLOAT, 1)):
+        x = helper.make_tensor_value_info("x", kind, [batch, 1, 16, 16])
+        y = helper.make_tensor_value_info("y", kind, [batch, 1, 16, 16])
+        graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
+        opset = [helper.make_opsetid("", 20)]
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), here / f"{name}.onnx")
+        assert run(f"{name}.onnx", "--data", "digits", "--samples", 2) == 2
+        assert "expected one float32 input with a free batch axis" in error_line(capsys)
+
+
+def test_exporting_leaves_the_callers_network_alone(here: Path) -> None:
+    model = lively_model(small_config("static")).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    export_nir(model, here / "m.nir")
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_sigterm_removes_temporary_files(here: Path) -> None:
+    script = Path(sys.executable).parent / "statten-export"
+    child = subprocess.Popen(
+        [script, DIGITS, "--target", "nir", "--out", here / "k.nir", "--samples", "1437"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while child.poll() is None and not list(here.glob(".k.*")):
+        time.sleep(0.02)
+    child.terminate()
+    assert child.wait(60) == 143
+    assert list(here.iterdir()) == []
+
+
 def test_disagreement_is_status_1_and_no_file(here: Path, capsys, monkeypatch) -> None:
     """The emitter is broken on purpose: the written graph fires at other thresholds."""
     from statten_deploy import api
@@ -197,6 +352,9 @@ def test_no_verify_says_so(here: Path, capsys) -> None:
         ([DIGITS, "--target", "nir", "--samples", "2", "--no-verify"], "--no-verify"),
         ([DIGITS, "--target", "nir", "--samples", "99999"], "has 1437 samples"),
         ([DIGITS, "--target", "nir", "--out", "no/such/folder/x.nir"], "no such folder"),
+        ([DIGITS, "--target", "onnx", "--out", "x.nir"], "called *.onnx"),
+        ([DIGITS, "--target", "nir", "--dt", "1"], "--dt is for NIR files"),
+        (["/", "--target", "nir"], "/: is a folder"),
         ([DIGITS, "--target", "nir", "--calibration", "nowhere"], "nowhere: no such data"),
         ([DIGITS, "--target", "nir", "--config", "none.yaml"], "none.yaml: cannot be read"),
         ([DIGITS, "--target", "nir", "--time-steps", "8"], "--time-steps 8: the checkpoint says 4"),

@@ -96,6 +96,18 @@ def test_every_variant_round_trips(tmp_path, variant) -> None:
     same_network(save(tmp_path / "x.ckpt", content), model)
 
 
+@pytest.mark.parametrize(("width", "ratio"), [(16, 1.3), (56, 61 / 56), (32, 2.7), (24, 0.5)])
+def test_ratios_that_are_not_whole_load_again(tmp_path, width, ratio) -> None:
+    model = lively_model(small_config("static", embed_dim=width, mlp_ratio=ratio, depth=1))
+    content = {"state_dict": model.state_dict(), CONFIG_KEY: model.config.model_dump(mode="json")}
+    same_network(save(tmp_path / "x.ckpt", content), model)
+    same_network(save(tmp_path / "bare.pt", model.state_dict()), model, BARE)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path, model) -> None:
+    load_checkpoint(save(tmp_path / "r.pth", released(model)), {"time_steps": "4", "mlp_ratio": "2"})
+
+
 def test_weights_tell_what_they_can(tmp_path, model) -> None:
     config = load_checkpoint(save(tmp_path / "bare.pt", model.state_dict()), BARE).config
     told = (config.embed_dim, config.depth, config.in_channels, config.num_classes, config.mlp_ratio, config.num_heads)

@@ -114,6 +114,18 @@ def test_every_checkpoint_holds_the_average_as_its_network(tmp_path: Path) -> No
     assert made.kept is made.average
 
 
+def test_the_average_is_what_is_validated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = module(tmp_path).eval()
+    with torch.no_grad():
+        made.average.head.bias.copy_(torch.tensor([0.0, 3.0, 0.0]))
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(made, "log", lambda key, value, **_: logged.__setitem__(key, value))
+    x, target = torch.rand(4, 1, 8, 8), torch.tensor([1, 0, 1, 1])
+    made.validation_step((x, target), 0)
+    assert torch.equal(logged["validation/loss"], made.loss(made.average.forward_steps(x), target))
+    assert not torch.equal(logged["validation/loss"], made.loss(made.model.forward_steps(x), target))
+
+
 def test_without_average_the_model_itself_is_kept(tmp_path: Path) -> None:
     made = module(tmp_path, train={"ema_decay": 0})
     assert made.kept is made.model
