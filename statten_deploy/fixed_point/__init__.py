@@ -1,0 +1,29 @@
+"""The integer arithmetic of deployed networks; docs/fixed_point.md is its specification."""
+
+from statten_deploy.fixed_point.arithmetic import (
+    BIAS_MANTISSA_BITS,
+    CURRENT_SHIFT,
+    DECAY_BITS,
+    STATE_BITS,
+    STATE_MAX,
+    THRESHOLD_BITS,
+    lif_step,
+    saturate,
+    shift,
+    truncate,
+    wrap,
+)
+
+__all__ = [
+    "BIAS_MANTISSA_BITS",
+    "CURRENT_SHIFT",
+    "DECAY_BITS",
+    "STATE_BITS",
+    "STATE_MAX",
+    "THRESHOLD_BITS",
+    "lif_step",
+    "saturate",
+    "shift",
+    "truncate",
+    "wrap",
+]

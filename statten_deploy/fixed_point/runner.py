@@ -1,0 +1,250 @@
+"""Runs a quantised graph in numpy, layer by layer over all steps, in integers.
+
+Sums of products go through floating-point matrix products whose every partial sum is a whole number below the mantissa
+(2^24 for float32, 2^53 for float64): they are exact in any order. Which one is enough is decided from the weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import nir
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from statten_deploy.errors import InputError, UnsupportedError
+from statten_deploy.fixed_point.arithmetic import Int, lif_step, shift
+from statten_deploy.ir import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TokenMaxPool, predecessors
+from statten_deploy.ir.graph import hints, input_names, topological_order
+from statten_deploy.ir.integer import (
+    InputEncoder,
+    IntegerConv2d,
+    IntegerLIF,
+    IntegerLinear,
+    IntegerSumPool2d,
+    TemporalSum,
+)
+
+FLOAT32_EXACT = 1 << 24
+
+
+@dataclass
+class IntegerResult:
+    """Integer outputs [B, ...], what was recorded [T, B, ...], and the spikes of every neuron layer per sample [B]."""
+
+    outputs: dict[str, Int]
+    spikes: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    membranes: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+    spike_counts: dict[str, Int] = field(default_factory=dict)
+
+
+class IntegerRunner:
+    """Runs a quantised graph, as `statten_deploy.quantize.quantize` makes it.
+
+    Raises:
+        UnsupportedError: the graph holds nodes without an integer operation; all are named.
+    """
+
+    def __init__(self, graph: nir.NIRGraph) -> None:
+        self.graph = graph
+        self.order = topological_order(graph)
+        self.into = predecessors(graph)
+        self.time_steps = int(hints(graph)["time_steps"])
+        kinds = {name: type(graph.nodes[name]) for name in self.order}
+        unknown = [f"{name} ({kind.__name__})" for name, kind in kinds.items() if kind not in OPERATIONS]
+        if unknown:
+            raise UnsupportedError(f"not a quantised graph: no integer operation for {', '.join(unknown)}")
+        self.last_use = {source: name for name in self.order for ports in self.into[name].values() for source in ports}
+
+    def run(self, x: NDArray[Any], *, spikes: bool = False, membranes: bool = False) -> IntegerResult:
+        """Run x [B, C, H, W] (the same frame at every step) or [B, T, C, H, W]; real values, encoded by the graph.
+
+        `spikes` and `membranes` (after reset) keep [T, B, ...] per neuron layer.
+
+        Raises:
+            InputError: x has another shape.
+        """
+        name = input_names(self.graph)[0]
+        shape = tuple(int(n) for n in self.graph.nodes[name].input_type["input"])
+        frames = _frames(np.asarray(x), shape, self.time_steps)
+        result = IntegerResult({})
+        values: dict[str, NDArray[Any]] = {}
+        state = _State(self.time_steps, x.shape[0], result, spikes, membranes)
+        for node_name in self.order:
+            node = self.graph.nodes[node_name]
+            if isinstance(node, nir.Input):
+                values[node_name] = frames
+                continue
+            operands = [_sum([values[source] for source in sources]) for sources in self.into[node_name].values()]
+            state.name = node_name
+            values[node_name] = OPERATIONS[type(node)](node, state, *operands)
+            for source in {source for ports in self.into[node_name].values() for source in ports}:
+                if self.last_use[source] == node_name:
+                    del values[source]
+        return result
+
+
+@dataclass
+class _State:
+    time_steps: int
+    batch: int
+    result: IntegerResult
+    spikes: bool
+    membranes: bool
+    name: str = ""
+
+
+def _frames(x: NDArray[Any], shape: tuple[int, ...], time_steps: int) -> NDArray[Any]:
+    """[T or 1, B, ...]: a static image keeps one step until its first neuron."""
+    if x.shape[1:] == shape:
+        return x[None]
+    if x.shape[1:] == (time_steps, *shape):
+        return x.swapaxes(0, 1)
+    expected = ", ".join(map(str, shape))
+    raise InputError(
+        f"input of shape {list(x.shape)}: expected [batch, {expected}] or [batch, {time_steps}, {expected}]"
+    )
+
+
+def _sum(values: list[NDArray[Any]]) -> NDArray[Any]:
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total
+
+
+def exact_dtype(weight: Int, largest_input: int) -> type[np.floating[Any]]:
+    """The float type whose whole numbers hold every partial sum of ``Σ w s`` with \\|s\\| <= largest_input."""
+    bound = int(np.abs(weight).reshape(len(weight), -1).sum(1).max(initial=0)) * max(largest_input, 1)
+    return np.float32 if bound < FLOAT32_EXACT else np.float64
+
+
+def _encode(node: InputEncoder, state: _State, x: NDArray[Any]) -> Int:
+    scale, zero = (value.reshape(-1, 1, 1) for value in (node.scale, node.zero_point))
+    stored = np.clip(np.rint(x.astype(np.float64) / scale) + zero, 0, 255)
+    return np.asarray(stored.astype(np.int64) - zero)
+
+
+def _conv(node: IntegerConv2d, state: _State, x: Int) -> Int:
+    steps, batch = x.shape[:2]
+    (ph, pw), (sh, sw), (dh, dw) = node.padding, node.stride, node.dilation
+    out, per_group, kh, kw = node.weight.shape
+    dtype = exact_dtype(node.weight, int(np.abs(x).max(initial=0)))
+    padded = np.pad(x.reshape(steps * batch, *x.shape[2:]).astype(dtype), ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    windows = _views(padded, ((kh - 1) * dh + 1, (kw - 1) * dw + 1))
+    windows = windows[:, :, ::sh, ::sw, ::dh, ::dw]  # [T·B, in, H', W', kh, kw]
+    height, width = windows.shape[2:4]
+    result = np.empty((steps * batch, out, height, width), dtype=np.int64)
+    each = out // node.groups
+    for group in range(node.groups):
+        weight = node.weight[group * each : (group + 1) * each].reshape(each, -1).astype(dtype)
+        channels = slice(group * per_group, (group + 1) * per_group)
+        for item in range(steps * batch):  # one image at a time bounds the memory of its patches
+            patches = windows[item, channels].transpose(0, 3, 4, 1, 2).reshape(per_group * kh * kw, height * width)
+            result[item, group * each : (group + 1) * each] = (weight @ patches).reshape(each, height, width)
+    return shift(result, node.exponent.reshape(-1, 1, 1)).reshape(steps, batch, out, height, width)
+
+
+def _linear(node: IntegerLinear, state: _State, x: Int) -> Int:
+    dtype = exact_dtype(node.weight, int(np.abs(x).max(initial=0)))
+    product = (x.astype(dtype) @ node.weight.T.astype(dtype)).astype(np.int64)
+    return shift(product, node.exponent) + node.bias
+
+
+def _lif(node: IntegerLIF, state: _State, x: Int) -> Int:
+    held = x.shape[0] == 1  # a static image: the same current at every step
+    a = shift(np.broadcast_to(x, (1, *x.shape[1:2], *node.shape)) if held else x, node.input_exponent)
+    bias = shift(node.bias_mantissa, node.bias_exponent)
+    v = np.zeros(a.shape[1:], dtype=np.int64)
+    out = np.empty((state.time_steps, *v.shape), dtype=np.int64)
+    membranes = np.empty(out.shape, dtype=np.int32) if state.membranes else None
+    for t in range(state.time_steps):
+        out[t], v, _ = lif_step(v, a[0 if held else t], dv=node.dv, bias=bias, threshold=node.threshold)
+        if membranes is not None:
+            membranes[t] = v
+    if membranes is not None:
+        state.result.membranes[state.name] = membranes
+    if state.spikes:
+        state.result.spikes[state.name] = out.astype(np.bool_)
+    state.result.spike_counts[state.name] = out.sum(axis=(0, *range(2, out.ndim)))
+    return out
+
+
+def _windows(x: Int, kernel: tuple[int, int], stride: tuple[int, int]) -> Int:
+    return _views(x, kernel)[..., :: stride[0], :: stride[1], :, :]
+
+
+def _views(x: NDArray[Any], kernel: tuple[int, int]) -> NDArray[Any]:
+    """Every window of the last two axes, without a copy: [..., H', W', kh, kw]."""
+    return np.asarray(sliding_window_view(x, kernel, axis=(-2, -1)))  # type: ignore[call-overload]
+
+
+def _sum_pool(node: IntegerSumPool2d, state: _State, x: Int) -> Int:
+    return shift(_windows(x, node.kernel_size, node.stride).sum((-2, -1)), node.exponent)
+
+
+def _max_pool(node: Any, state: _State, x: Int) -> Int:
+    lowest = np.iinfo(np.int64).min  # padding never wins
+    (ph, pw), rest = node.padding, ((0, 0),) * (x.ndim - 2)
+    padded = np.pad(x, (*rest, (ph, ph), (pw, pw)), constant_values=lowest)
+    return np.asarray(_windows(padded, node.kernel_size, node.stride).max((-2, -1)))
+
+
+def _attention(node: STAttenAttention, state: _State, q: Int, k: Int, v: Int) -> Int:
+    T, B, C, H, W = q.shape
+    heads, groups = node.num_heads, node.token_groups
+    d, n = C // heads, H * W // groups
+    queries, keys, values = (
+        x.reshape(T, B, heads, d, groups, n).transpose(0, 1, 2, 4, 3, 5).astype(np.float64) for x in (q, k, v)
+    )  # [T, B, h, G, d, n]
+    kv = keys @ values.swapaxes(-1, -2)  # [T, B, h, G, d, d]
+    if node.mode == "block":
+        chunk = np.arange(T) // node.window
+        seen = np.stack([kv[chunk == c].sum(0) for c in range(T // node.window)])[chunk]
+    else:
+        seen = np.stack([kv[max(0, t - node.window + 1) : t + 1].sum(0) for t in range(T)])
+    counts = (seen.swapaxes(-1, -2) @ queries).astype(np.int64)  # [T, B, h, G, d, n]
+    return np.asarray(counts.transpose(0, 1, 2, 4, 3, 5).reshape(T, B, C, H, W))
+
+
+def _and(node: SpikeAnd, state: _State, a: Int, b: Int) -> Int:
+    return a * b
+
+
+def _token_pool(node: TokenMaxPool, state: _State, x: Int) -> Int:
+    T, B, C, H, W = x.shape
+    planes = x.reshape(T, B, node.num_heads, C // node.num_heads, H * W)
+    return _max_pool(SpikeMaxPool2d((3, 3), (1, 1), (1, 1)), state, planes).reshape(x.shape)
+
+
+def _flatten(node: nir.Flatten, state: _State, x: Int) -> Int:
+    return x.reshape(*x.shape[:2], -1)
+
+
+def _temporal_sum(node: TemporalSum, state: _State, x: Int) -> Int:
+    return np.asarray(x.sum(0))
+
+
+def _output(node: nir.Output, state: _State, x: Int) -> Int:
+    state.result.outputs[state.name] = x
+    return x
+
+
+OPERATIONS: dict[type[nir.NIRNode], Callable[..., NDArray[Any]]] = {
+    nir.Input: _output,
+    nir.Output: _output,
+    nir.Flatten: _flatten,
+    InputEncoder: _encode,
+    IntegerConv2d: _conv,
+    IntegerLinear: _linear,
+    IntegerLIF: _lif,
+    IntegerSumPool2d: _sum_pool,
+    MaxPool2d: _max_pool,
+    SpikeMaxPool2d: _max_pool,
+    STAttenAttention: _attention,
+    SpikeAnd: _and,
+    TokenMaxPool: _token_pool,
+    TemporalSum: _temporal_sum,
+}
+"""What a quantised graph may hold, and how each node acts on integers [T, B, ...]."""

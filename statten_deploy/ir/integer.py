@@ -1,0 +1,128 @@
+"""Nodes of a quantised graph: integer weights, integer thresholds, integer inputs (docs/fixed_point.md).
+
+What needs no weights (pools, attention, AND) is the same node as in a float graph and acts on integers alike.
+"""
+
+from dataclasses import dataclass
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from statten_deploy.ir.nodes import Pair, pair
+
+IntArray = NDArray[np.int64]
+
+
+def integers(value: object) -> IntArray:
+    """An array of int64; anything that is not a whole number is refused with a ValueError."""
+    array = np.asarray(value)
+    whole = array.astype(np.int64)
+    if not np.array_equal(whole, array):
+        raise ValueError("expected whole numbers")
+    return whole
+
+
+@dataclass(eq=False)
+class InputEncoder(nir.NIRNode):
+    """Real frames to graded integers: ``y = clip(rint(x / scale) + zero_point, 0, 255) - zero_point``.
+
+    Stored and sent as the unsigned byte ``y + zero_point``. `scale` and `zero_point` per channel [C]; rint rounds
+    halves to even. Input and output [C, H, W].
+    """
+
+    scale: NDArray[np.float64]
+    zero_point: IntArray
+
+    def __post_init__(self) -> None:
+        self.scale = np.asarray(self.scale, dtype=np.float64)
+        self.zero_point = integers(self.zero_point)
+        self.input_type = {"input": None}
+        self.output_type = {"output": None}
+
+
+@dataclass(eq=False)
+class IntegerConv2d(nir.NIRNode):
+    """``a[o] = shift(Σ w[o] s, exponent[o])``, zero padding, no bias (biases belong to the neurons).
+
+    `weight` [out, in, kh, kw] signed integers of the chosen number of bits, `exponent` [out].
+    """
+
+    weight: IntArray
+    exponent: IntArray
+    stride: Pair
+    padding: Pair
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        self.weight, self.exponent = integers(self.weight), integers(self.exponent)
+        self.stride, self.padding, self.dilation = map(pair, (self.stride, self.padding, self.dilation))
+        self.input_type = {"input": None}
+        self.output_type = {"output": None}
+
+
+@dataclass(eq=False)
+class IntegerLinear(nir.NIRNode):
+    """``a[o] = shift(Σ w[o] s, exponent[o]) + bias[o]``; `weight` [out, in], `exponent` and `bias` [out]."""
+
+    weight: IntArray
+    exponent: IntArray
+    bias: IntArray
+
+    def __post_init__(self) -> None:
+        self.weight, self.exponent, self.bias = map(integers, (self.weight, self.exponent, self.bias))
+        self.input_type = {"input": None}
+        self.output_type = {"output": None}
+
+
+@dataclass(eq=False)
+class IntegerSumPool2d(nir.NIRNode):
+    """``a = shift(sum over the window, exponent)``. What is left of a mean's divisor is in the threshold."""
+
+    kernel_size: Pair
+    stride: Pair
+    exponent: int
+
+    def __post_init__(self) -> None:
+        self.kernel_size, self.stride, self.exponent = pair(self.kernel_size), pair(self.stride), int(self.exponent)
+        self.input_type = {"input": None}
+        self.output_type = {"output": None}
+
+
+@dataclass(eq=False)
+class IntegerLIF(nir.NIRNode):
+    """Fixed-point LIF neurons: the equation of `statten_deploy.fixed_point.lif_step`.
+
+    `threshold`, `bias_mantissa`, `bias_exponent`: per channel, shaped [C, 1, 1] or [C]. `dv` one number per layer
+    (4096 / tau in steps). `input_exponent` shifts the sum of all inputs. bias = bias_mantissa << bias_exponent, in
+    membrane units.
+    """
+
+    threshold: IntArray
+    dv: int
+    bias_mantissa: IntArray
+    bias_exponent: IntArray
+    shape: tuple[int, ...]
+    input_exponent: int = 0
+
+    def __post_init__(self) -> None:
+        self.threshold, self.bias_mantissa, self.bias_exponent = map(
+            integers, (self.threshold, self.bias_mantissa, self.bias_exponent)
+        )
+        self.dv, self.input_exponent = int(self.dv), int(self.input_exponent)
+        self.shape = tuple(int(size) for size in self.shape)
+        self.input_type = {"input": np.array(self.shape)}
+        self.output_type = {"output": np.array(self.shape)}
+
+
+@dataclass(eq=False)
+class TemporalSum(nir.NIRNode):
+    """Sum over all steps, real value = integer · scale: ``y = Σ_t x[t]``. The output has no time axis any more."""
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        self.scale = float(self.scale)
+        self.input_type = {"input": None}
+        self.output_type = {"output": None}

@@ -1,0 +1,71 @@
+"""Post-training quantisation: accuracy on the shipped checkpoints, structure, and the integers against slow loops."""
+
+from pathlib import Path
+
+import nir
+import numpy as np
+import pytest
+import torch
+
+from statten_deploy.errors import InputError, UnsupportedError
+from statten_deploy.fixed_point.runner import IntegerRunner
+from statten_deploy.frontend import build_graph
+from statten_deploy.ir.integer import IntegerConv2d, IntegerLIF
+from statten_deploy.models.checkpoint import load_model
+from statten_deploy.quantize import QuantizeOptions, quantize
+from statten_deploy.train.data import load_arrays
+from tests.conftest import lively_input, lively_model, small_config
+from tests.fixed_point.slow_network import run_slowly
+
+ZOO = Path(__file__).resolve().parents[2] / "models/zoo"
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-stream"])
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_eight_bits_cost_at_most_one_image(name: str, granularity: str) -> None:
+    model = load_model(ZOO / f"{name}.ckpt")
+    x, y = load_arrays("digits", "test", model.config)
+    with torch.no_grad():
+        reference = model(torch.from_numpy(x)).numpy()
+    logits = IntegerRunner(quantize(build_graph(model), QuantizeOptions(8, granularity))).run(x).outputs["logits"]
+    assert (logits.argmax(1) == y).sum() >= (reference.argmax(1) == y).sum() - 1
+    assert (logits.argmax(1) == reference.argmax(1)).mean() > 0.98
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_integers_equal_slow_loops(variant: str, bits: int) -> None:
+    """Every spike, every membrane and the logits, against a second implementation that knows no arrays tricks."""
+    model = lively_model(small_config(variant, depth=1))
+    graph = quantize(build_graph(model), QuantizeOptions(bits))
+    x = lively_input(model.config, batch=1).numpy()
+    result = IntegerRunner(graph).run(x, spikes=True, membranes=True)
+    spikes, membranes, logits = run_slowly(graph, x)
+    assert spikes.keys() == result.spikes.keys()
+    for name, expected in spikes.items():
+        np.testing.assert_array_equal(result.spikes[name], expected, err_msg=name)
+        np.testing.assert_array_equal(result.membranes[name], membranes[name], err_msg=name)
+    np.testing.assert_array_equal(result.outputs["logits"], logits)
+
+
+def test_registers_hold_what_is_written(variant: str) -> None:
+    """Weights in their bits, thresholds in 17, bias mantissas in 13, everything whole."""
+    graph = quantize(build_graph(lively_model(small_config(variant))), QuantizeOptions(4))
+    convolutions = [node for node in graph.nodes.values() if isinstance(node, IntegerConv2d)]
+    neurons = [node for node in graph.nodes.values() if isinstance(node, IntegerLIF)]
+    assert len(convolutions) > 5
+    assert len(neurons) > 5
+    assert max(np.abs(node.weight).max() for node in convolutions) == 7
+    for node in neurons:
+        assert node.threshold.min() >= 0
+        assert node.threshold.max() < 1 << 16
+        assert np.abs(node.bias_mantissa).max() < 1 << 12
+
+
+def test_options_and_nodes_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match="--bits 9: expected 2 to 8"):
+        QuantizeOptions(9)
+    graph = build_graph(lively_model(small_config("static")))
+    graph.nodes["head_lif"] = nir.IF(np.ones(32), np.ones(32))
+    graph.nodes["block.0.attn.q_lif"].v_leak += 1
+    with pytest.raises(UnsupportedError, match=r"q_lif \(v_leak and v_reset must be 0\); .*head_lif \(IF\)"):
+        quantize(graph)
