@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +31,15 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="YAML configuration, for checkpoints that do not carry one.")
+]
+TimeStepsOption = Annotated[
+    int | None, typer.Option("--time-steps", min=1, help="Steps per sample, for NIR files of other tools.")
+]
+DtOption = Annotated[
+    float | None, typer.Option("--dt", help="Seconds per step, for NIR files of other tools. Default: 0.0001.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; logs go to stderr.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 VersionOption = Annotated[

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from statten_deploy.cli.common import DebugOption, JsonOption, UsageError, VersionOption, emit_json, main_for, make_app
+from statten_deploy.cli.common import (
+    ConfigOption,
+    DebugOption,
+    DtOption,
+    JsonOption,
+    TimeStepsOption,
+    UsageError,
+    VersionOption,
+    emit_json,
+    main_for,
+    make_app,
+)
 
 if TYPE_CHECKING:
     from statten_deploy.api import ExportResult
@@ -23,15 +34,9 @@ def export(
     model: Annotated[Path, typer.Argument(help="Checkpoint (.ckpt, .pth, .pth.tar, .pt, .safetensors) or .nir file.")],
     target: Annotated[Target, typer.Option(help="Artefact to write.")],
     out: Annotated[Path | None, typer.Option(help="File to write. Default: <stem of MODEL>.<target> here.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML configuration, for checkpoints that do not carry one.")
-    ] = None,
-    time_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps per sample, for NIR files of other tools.")
-    ] = None,
-    dt: Annotated[
-        float | None, typer.Option(help="Seconds per step, for NIR files of other tools. Default: 0.0001.")
-    ] = None,
+    config: ConfigOption = None,
+    time_steps: TimeStepsOption = None,
+    dt: DtOption = None,
     calibration: Annotated[
         str | None, typer.Option(help="Data to verify on: digits, an image folder, or an .npz with x.")
     ] = None,

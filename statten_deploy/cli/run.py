@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from statten_deploy.cli.common import DebugOption, JsonOption, VersionOption, emit_json, main_for, make_app
+from statten_deploy.cli.common import (
+    ConfigOption,
+    DebugOption,
+    DtOption,
+    JsonOption,
+    TimeStepsOption,
+    VersionOption,
+    emit_json,
+    main_for,
+    make_app,
+)
 
 if TYPE_CHECKING:
     from statten_deploy.evaluate import Evaluation
@@ -15,15 +25,9 @@ def run(
     artefact: Annotated[Path, typer.Argument(help="An exported .nir or .onnx file, or a checkpoint.")],
     data: Annotated[str, typer.Option(help="digits (test split), an image folder, or an .npz with x and maybe y.")],
     samples: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML configuration, for checkpoints that do not carry one.")
-    ] = None,
-    time_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps per sample, for NIR files of other tools.")
-    ] = None,
-    dt: Annotated[
-        float | None, typer.Option(help="Seconds per step, for NIR files of other tools. Default: 0.0001.")
-    ] = None,
+    config: ConfigOption = None,
+    time_steps: TimeStepsOption = None,
+    dt: DtOption = None,
     json_: JsonOption = False,
     debug: DebugOption = False,
     version: VersionOption = False,
