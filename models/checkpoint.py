@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from statten_deploy.errors import CheckpointError, ConfigError
-from statten_deploy.models.config import ModelConfig, config_values
+from statten_deploy.models.config import ModelConfig, config_values, hidden_width
 from statten_deploy.models.statten import STAtten
 
 CONFIG_KEY = "statten_config"
@@ -63,7 +63,7 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     hidden = inferred["mlp_ratio"] * inferred["embed_dim"]
     for told in (given, stored):  # any ratio that gives the width of the weights is the right one
         ratio = _number(told.get("mlp_ratio"))
-        if ratio is not None and int(inferred["embed_dim"] * ratio + 1e-6) == round(hidden):
+        if ratio is not None and hidden_width(inferred["embed_dim"], ratio) == round(hidden):
             inferred["mlp_ratio"] = told["mlp_ratio"]
     _refuse_contradictions(path, given, stored, inferred)
     missing = _missing(values)

@@ -1,5 +1,6 @@
 """The configuration of a network: everything its weights cannot tell, validated, stored in every checkpoint."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -106,8 +107,8 @@ class ModelConfig(BaseModel):
 
     @property
     def hidden_dim(self) -> int:
-        """Channels inside the MLP: mlp_ratio · embed_dim, rounded down as released (but not for float rounding)."""
-        return int(self.embed_dim * self.mlp_ratio + 1e-6)
+        """Channels inside the MLP."""
+        return hidden_width(self.embed_dim, self.mlp_ratio)
 
     @property
     def attention_window(self) -> int:
@@ -124,7 +125,7 @@ class ModelConfig(BaseModel):
         height, width = self.token_grid
         if self.divide == "token":
             rows = self.time_steps * height * width // self.token_groups
-            return float(2.0 ** -round(_log2(rows) / 2))
+            return float(2.0 ** -round(math.log2(rows) / 2))
         return 1.0 / (height * height * self.chunk_size) if self.dvs_mode else 1.0 / height
 
     @classmethod
@@ -141,10 +142,9 @@ class ModelConfig(BaseModel):
             raise ConfigError(f"{source}: {details}") from None
 
 
-def _log2(value: int) -> float:
-    import math
-
-    return math.log2(value)
+def hidden_width(embed_dim: int, mlp_ratio: float) -> int:
+    """mlp_ratio · embed_dim, rounded down as released, but not because of float rounding: 61/56 of 56 is 61."""
+    return int(embed_dim * mlp_ratio + 1e-6)
 
 
 def _explain(item: Any) -> str:

@@ -23,7 +23,7 @@ from statten_deploy.ir.graph import (
 )
 from statten_deploy.ir.nodes import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TemporalMean, TokenMaxPool
 from statten_deploy.ir.shapes import infer_shapes
-from statten_deploy.ir.verify import DEFAULT_DT, SPIKING, verify
+from statten_deploy.ir.verify import SPIKING, time_step, verify
 
 Emitter = Callable[..., Signal]
 
@@ -108,7 +108,7 @@ def _time(graph: nir.NIRGraph, time_steps: int | None, dt: float | None) -> tupl
             if time_steps is None
             else f"time_steps must be at least 1, got {time_steps}"
         )
-    step = float(found.get("dt", DEFAULT_DT)) if dt is None else dt
+    step = time_step(graph) if dt is None else dt
     if not (math.isfinite(step) and step > 0):
         raise ConfigError(f"dt must be a positive number of seconds, got {step}")
     return steps, step
