@@ -121,3 +121,8 @@ def test_scale_of_each_division() -> None:
 def test_configuration_survives_json() -> None:
     config = small_config("normalised")
     assert ModelConfig.create(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(("width", "ratio", "hidden"), [(56, 61 / 56, 61), (16, 1.3, 20), (32, 4, 128), (24, 0.5, 12)])
+def test_hidden_width_is_rounded_down_but_not_by_floats(width: int, ratio: float, hidden: int) -> None:
+    assert small_config("static", embed_dim=width, mlp_ratio=ratio).hidden_dim == hidden
