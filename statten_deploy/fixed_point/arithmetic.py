@@ -1,13 +1,13 @@
 """The arithmetic of a fixed-point LIF neuron, as pure functions on integer arrays.
 
     a  = (Σ w s) << exponent            >> with floor for negative exponents
-    u  = wrap24(a << 6)                 no synaptic memory
-    v' = saturate24(truncate(v · (4096 - dv)) + u + bias)
+    u' = wrap(truncate(u · (4095 - du)) + (a << 6))          du = 4095: no synaptic memory
+    v' = saturate(truncate(v · (4096 - dv)) + u' + bias)
     s  = v' > (threshold << 6)          strict
     v  = 0 where s, else v'             hard reset
 
-These are the operations of Lava's bit-accurate LIF (`PyLifModelBitAcc` with du = 4095). int64 holds every intermediate
-value without overflow.
+These are the operations of Lava's bit-accurate LIF (`PyLifModelBitAcc`), whose du is one less than the decay it means.
+int64 holds every intermediate value without overflow.
 """
 
 import numpy as np
@@ -21,11 +21,15 @@ STATE_MAX = (1 << (STATE_BITS - 1)) - 1
 """Largest magnitude of a membrane: saturation is symmetric, ±(2^23 - 1)."""
 DECAY_BITS = 12
 """dv is a fraction of 4096: tau = 4096 / dv steps."""
+NO_SYNAPTIC_MEMORY = (1 << DECAY_BITS) - 1
+"""The du with which a current lasts one step."""
 CURRENT_SHIFT = 6
 """Fractional bits that a current and a threshold gain on their way to the membrane."""
 THRESHOLD_BITS = 17
 BIAS_MANTISSA_BITS = 13
 """Sign included."""
+BIAS_EXPONENT_MAX = 7
+"""Three bits, unsigned."""
 
 
 def shift(a: Int, exponent: int | Int) -> Int:
@@ -39,10 +43,13 @@ def truncate(product: Int) -> Int:
     return np.asarray(np.sign(product) * np.right_shift(np.abs(product), DECAY_BITS))
 
 
-def wrap(x: Int, bits: int = STATE_BITS) -> Int:
-    """The low `bits` of x as a two's-complement number: what a register that overflows keeps."""
-    half, full = 1 << (bits - 1), 1 << bits
-    return np.asarray(np.mod(x + half, full) - half, dtype=np.int64)
+def wrap(x: Int) -> Int:
+    """One turn of an overflowing register: ``x - 2^24`` above 2^23, ``x + 2^24`` at -2^23 and below, else x.
+
+    As Lava does it: once, and into (-2^23, 2^23].
+    """
+    half, full = 1 << (STATE_BITS - 1), 1 << STATE_BITS
+    return np.asarray(np.where(x > half, x - full, np.where(x <= -half, x + full, x)), dtype=np.int64)
 
 
 def saturate(v: Int) -> Int:
@@ -50,12 +57,16 @@ def saturate(v: Int) -> Int:
     return np.clip(v, -STATE_MAX, STATE_MAX)
 
 
-def lif_step(v: Int, a: Int, *, dv: int, bias: Int, threshold: Int) -> tuple[Int, Int, Int]:
-    """One step: (spikes, membrane after reset, membrane before reset) from membrane v and input sum a.
+def synapse_step(u: Int | int, a: Int, du: int) -> Int:
+    """The synaptic current after one step with input sum `a`; `du` of 4096ths, less one."""
+    return wrap(truncate(np.asarray(u * ((1 << DECAY_BITS) - 1 - du))) + np.left_shift(a, CURRENT_SHIFT))
+
+
+def lif_step(v: Int, u: Int, *, dv: int, bias: Int, threshold: Int) -> tuple[Int, Int, Int]:
+    """One step: (spikes, membrane after reset, membrane before reset) from membrane v and synaptic current u.
 
     `dv` of 4096ths, `bias` in membrane units, `threshold` in units of 64 membrane units; all broadcast over v.
     """
-    u = wrap(np.left_shift(a, CURRENT_SHIFT))
     before = saturate(truncate(v * ((1 << DECAY_BITS) - dv)) + u + bias)
     spikes = before > np.left_shift(threshold, CURRENT_SHIFT)
     return spikes.astype(np.int64), np.where(spikes, 0, before), before

@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from statten_deploy.errors import InputError, UnsupportedError
-from statten_deploy.fixed_point.arithmetic import Int, lif_step, shift
+from statten_deploy.fixed_point.arithmetic import Int, lif_step, shift, synapse_step
 from statten_deploy.ir import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TokenMaxPool, predecessors
 from statten_deploy.ir.graph import hints, input_names, topological_order
 from statten_deploy.ir.integer import (
@@ -121,7 +121,7 @@ def exact_dtype(weight: Int, largest_input: int) -> type[np.floating[Any]]:
 
 
 def _encode(node: InputEncoder, state: _State, x: NDArray[Any]) -> Int:
-    scale, zero = (value.reshape(-1, 1, 1) for value in (node.scale, node.zero_point))
+    scale, zero = (value.reshape(-1, *(1,) * (x.ndim - 3)) for value in (node.scale, node.zero_point))
     stored = np.clip(np.rint(x.astype(np.float64) / scale) + zero, 0, 255)
     return np.asarray(stored.astype(np.int64) - zero)
 
@@ -156,11 +156,12 @@ def _lif(node: IntegerLIF, state: _State, x: Int) -> Int:
     held = x.shape[0] == 1  # a static image: the same current at every step
     a = shift(np.broadcast_to(x, (1, *x.shape[1:2], *node.shape)) if held else x, node.input_exponent)
     bias = shift(node.bias_mantissa, node.bias_exponent)
-    v = np.zeros(a.shape[1:], dtype=np.int64)
+    v = u = np.zeros(a.shape[1:], dtype=np.int64)
     out = np.empty((state.time_steps, *v.shape), dtype=np.int64)
     membranes = np.empty(out.shape, dtype=np.int32) if state.membranes else None
     for t in range(state.time_steps):
-        out[t], v, _ = lif_step(v, a[0 if held else t], dv=node.dv, bias=bias, threshold=node.threshold)
+        u = synapse_step(u, a[0 if held else t], node.du)
+        out[t], v, _ = lif_step(v, u, dv=node.dv, bias=bias, threshold=node.threshold)
         if membranes is not None:
             membranes[t] = v
     if membranes is not None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from statten_deploy.ir.nodes import Pair, pair
 
 IntArray = NDArray[np.int64]
+RealArray = NDArray[np.float64]
 
 
 def integers(value: object) -> IntArray:
@@ -45,11 +46,13 @@ class InputEncoder(nir.NIRNode):
 class IntegerConv2d(nir.NIRNode):
     """``a[o] = shift(Σ w[o] s, exponent[o])``, zero padding, no bias (biases belong to the neurons).
 
-    `weight` [out, in, kh, kw] signed integers of the chosen number of bits, `exponent` [out].
+    `weight` [out, in, kh, kw] signed integers of the chosen number of bits, `exponent` [out]. `scale` [out] is what a
+    real current x became: ``a = scale · x``.
     """
 
     weight: IntArray
     exponent: IntArray
+    scale: RealArray
     stride: Pair
     padding: Pair
     dilation: Pair = (1, 1)
@@ -57,6 +60,7 @@ class IntegerConv2d(nir.NIRNode):
 
     def __post_init__(self) -> None:
         self.weight, self.exponent = integers(self.weight), integers(self.exponent)
+        self.scale = np.asarray(self.scale, dtype=np.float64)
         self.stride, self.padding, self.dilation = map(pair, (self.stride, self.padding, self.dilation))
         self.input_type = {"input": None}
         self.output_type = {"output": None}
@@ -64,13 +68,18 @@ class IntegerConv2d(nir.NIRNode):
 
 @dataclass(eq=False)
 class IntegerLinear(nir.NIRNode):
-    """``a[o] = shift(Σ w[o] s, exponent[o]) + bias[o]``; `weight` [out, in], `exponent` and `bias` [out]."""
+    """``a[o] = shift(Σ w[o] s, exponent[o]) + bias[o]``; `weight` [out, in], `exponent`, `bias` and `scale` [out].
+
+    `scale` as in `IntegerConv2d`. Only a readout has a bias: those of currents belong to the neurons.
+    """
 
     weight: IntArray
     exponent: IntArray
     bias: IntArray
+    scale: RealArray
 
     def __post_init__(self) -> None:
+        self.scale = np.asarray(self.scale, dtype=np.float64)
         self.weight, self.exponent, self.bias = map(integers, (self.weight, self.exponent, self.bias))
         self.input_type = {"input": None}
         self.output_type = {"output": None}
@@ -92,11 +101,12 @@ class IntegerSumPool2d(nir.NIRNode):
 
 @dataclass(eq=False)
 class IntegerLIF(nir.NIRNode):
-    """Fixed-point LIF neurons: the equation of `statten_deploy.fixed_point.lif_step`.
+    """Fixed-point LIF neurons: the equations of `statten_deploy.fixed_point.synapse_step` and `lif_step`.
 
-    `threshold`, `bias_mantissa`, `bias_exponent`: per channel, shaped [C, 1, 1] or [C]. `dv` one number per layer
-    (4096 / tau in steps). `input_exponent` shifts the sum of all inputs. bias = bias_mantissa << bias_exponent, in
-    membrane units.
+    `threshold`, `bias_mantissa`, `bias_exponent`: per channel, shaped [C, 1, 1] or [C]. `dv` and `du` are one number
+    per layer: dv = 4096 / (membrane time constant in steps), du = 4096 / (synaptic time constant) - 1, so that 4095
+    is a current without memory. `input_exponent` shifts the sum of all inputs. bias = bias_mantissa << bias_exponent,
+    in membrane units.
     """
 
     threshold: IntArray
@@ -105,12 +115,13 @@ class IntegerLIF(nir.NIRNode):
     bias_exponent: IntArray
     shape: tuple[int, ...]
     input_exponent: int = 0
+    du: int = 4095
 
     def __post_init__(self) -> None:
         self.threshold, self.bias_mantissa, self.bias_exponent = map(
             integers, (self.threshold, self.bias_mantissa, self.bias_exponent)
         )
-        self.dv, self.input_exponent = int(self.dv), int(self.input_exponent)
+        self.dv, self.du, self.input_exponent = int(self.dv), int(self.du), int(self.input_exponent)
         self.shape = tuple(int(size) for size in self.shape)
         self.input_type = {"input": np.array(self.shape)}
         self.output_type = {"output": np.array(self.shape)}

@@ -13,6 +13,14 @@ import numpy as np
 
 from statten_deploy.errors import GraphError
 from statten_deploy.ir.graph import is_cyclic, predecessors, topological_order
+from statten_deploy.ir.integer import (
+    InputEncoder,
+    IntegerConv2d,
+    IntegerLIF,
+    IntegerLinear,
+    IntegerSumPool2d,
+    TemporalSum,
+)
 from statten_deploy.ir.nodes import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TemporalMean, TokenMaxPool
 
 Shape = tuple[int, ...]
@@ -226,7 +234,8 @@ def _conv(node: Any, x: Shape) -> Shape:
 def _pool(node: Any, x: Shape) -> Shape:
     if len(x) != 3:
         raise ValueError(f"takes a signal (channels, height, width), got {x}")
-    kernel, stride, padding = (sizes(getattr(node, f), 2, f) for f in ("kernel_size", "stride", "padding"))
+    kernel, stride = (sizes(getattr(node, f), 2, f) for f in ("kernel_size", "stride"))
+    padding = sizes(getattr(node, "padding", 0), 2, "padding")
     return (x[0], *(_window(*args, 1) for args in zip(x[1:], kernel, stride, ((p, p) for p in padding), strict=True)))
 
 
@@ -279,6 +288,12 @@ def _token_pool(node: TokenMaxPool, x: Shape) -> Shape:
     return x
 
 
+def _integer_neuron(node: IntegerLIF, x: Shape) -> Shape:
+    if x != node.shape:
+        raise ValueError(f"its neurons have shape {node.shape}, the signal has {x}")
+    return x
+
+
 def _unchanged(node: nir.NIRNode, x: Shape) -> Shape:
     return x
 
@@ -304,5 +319,11 @@ RULES: dict[type[nir.NIRNode], Rule] = {
     SpikeAnd: _spike_and,
     TokenMaxPool: _token_pool,
     TemporalMean: _unchanged,
+    InputEncoder: _unchanged,
+    IntegerConv2d: _conv,
+    IntegerLinear: _linear,
+    IntegerSumPool2d: _pool,
+    IntegerLIF: _integer_neuron,
+    TemporalSum: _unchanged,
 }
 """Every node type that this package understands, with its shape rule."""

@@ -244,7 +244,9 @@ class _Quantizer:
             weight, exponent = self._integer_rows(name)
             shape = np.asarray(node.weight).shape
             stride, padding, dilation = (pair(value) for value in (node.stride, node.padding, node.dilation))
-            return IntegerConv2d(weight.reshape(shape), exponent, stride, padding, dilation, int(node.groups))
+            return IntegerConv2d(
+                weight.reshape(shape), exponent, self.scale[name], stride, padding, dilation, int(node.groups)
+            )
         if isinstance(node, nir.Affine | nir.Linear):
             return self._linear(name, node)
         if isinstance(node, nir.LIF):
@@ -277,7 +279,7 @@ class _Quantizer:
         bias = np.zeros(len(weight))
         if readout and isinstance(node, nir.Affine):
             bias = np.rint(np.asarray(node.bias, dtype=np.float64) * self.scale[name])
-        return IntegerLinear(weight, exponent, bias)
+        return IntegerLinear(weight, exponent, bias, self.scale[name])
 
     def _neuron(self, name: str) -> IntegerLIF:
         shape = self.shapes[name]

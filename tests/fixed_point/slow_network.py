@@ -22,12 +22,20 @@ def floor_shift(value, exponent):
     return np.array([a << e if e >= 0 else a >> -e for a, e in pairs], dtype=object).reshape(np.shape(value))
 
 
-def neuron(v, a, dv, bias, threshold):
-    u = (((a << 6) + (1 << 23)) % (1 << 24)) - (1 << 23)
-    product = v * (4096 - dv)
-    decayed = (abs(product) >> 12) * (1 if product >= 0 else -1)
-    v = max(-(2**23) + 1, min(2**23 - 1, decayed + u + bias))
-    return (True, 0) if v > threshold << 6 else (False, v)
+def decayed(x, decay):
+    product = x * (4096 - decay)
+    return (abs(product) >> 12) * (1 if product >= 0 else -1)
+
+
+def neuron(u, v, a, du, dv, bias, threshold):
+    """(spike, current, membrane) after one step."""
+    u = decayed(u, du + 1) + (a << 6)
+    if u > 2**23:
+        u -= 2**24
+    elif u <= -(2**23):
+        u += 2**24
+    v = max(-(2**23) + 1, min(2**23 - 1, decayed(v, dv) + u + bias))
+    return (True, u, 0) if v > threshold << 6 else (False, u, v)
 
 
 def pool(x, kernel, stride, padding, reduce, fill):
@@ -107,13 +115,16 @@ def fire(node, x):
         np.broadcast_to(value, node.shape).ravel()
         for value in (node.threshold, floor_shift(node.bias_mantissa, node.bias_exponent))
     ]
-    v = [0] * int(np.prod(node.shape))
+    u = v = [0] * int(np.prod(node.shape))
     out, history = [], []
     for current in x:
         a = floor_shift(np.broadcast_to(current, node.shape), node.input_exponent).ravel()
-        pairs = [neuron(v[i], int(a[i]), node.dv, int(parameters[1][i]), int(parameters[0][i])) for i in range(len(v))]
-        v = [after for _, after in pairs]
-        out.append(np.array([int(s) for s, _ in pairs], dtype=object).reshape(node.shape))
+        after = [
+            neuron(u[i], v[i], int(a[i]), node.du, node.dv, int(parameters[1][i]), int(parameters[0][i]))
+            for i in range(len(v))
+        ]
+        u, v = [current for _, current, _ in after], [membrane for _, _, membrane in after]
+        out.append(np.array([int(s) for s, _, _ in after], dtype=object).reshape(node.shape))
         history.append(np.array(v, dtype=object).reshape(node.shape))
     return out, history
 
