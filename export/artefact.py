@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +15,8 @@ from statten_deploy.errors import InputError
 from statten_deploy.version import __version__
 
 SIDECAR_FORMAT = 1
+MANIFEST = "manifest.json"
+"""In a bundle (an artefact that is a folder): the SHA-256 of every other file."""
 
 
 _ACTIVE: "list[Staging]" = []
@@ -39,9 +42,19 @@ class Staging:
     def file(self, destination: Path) -> Path:
         """A temporary path for `destination`, with the same suffix, in the same file system."""
         if destination.is_dir():
-            raise InputError(f"{destination}: is a folder; a file of that name is to be written, remove or rename it")
+            raise InputError(f"{destination}: is a folder; --out names the file to write")
         handle, name = tempfile.mkstemp(prefix=f".{destination.stem}.", suffix=destination.suffix, dir=self.folder)
         os.close(handle)
+        self._files[destination] = Path(name)
+        return Path(name)
+
+    def bundle(self, destination: Path) -> Path:
+        """A temporary folder for `destination`, an artefact that is a folder with a manifest."""
+        if destination.exists() and not (destination / MANIFEST).is_file():
+            raise InputError(
+                f"{destination}: exists and is not a bundle of this tool (no {MANIFEST}); choose another --out"
+            )
+        name = tempfile.mkdtemp(prefix=f".{destination.stem}.", suffix=destination.suffix, dir=self.folder)
         self._files[destination] = Path(name)
         return Path(name)
 
@@ -51,20 +64,30 @@ class Staging:
 
     def commit(self) -> list[Path]:
         """Flush every file to disk and rename it to its final name, sidecars last."""
-        mode = 0o666 & ~_umask()
+        mask = _umask()
         for temporary in self._files.values():
-            temporary.chmod(mode)  # mkstemp makes files private
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
+            for part in [temporary, *temporary.rglob("*")]:
+                part.chmod((0o777 if part.is_dir() else 0o666) & ~mask)  # temporary files are private
+                if part.is_file():
+                    with part.open("rb") as stream:
+                        os.fsync(stream.fileno())
         for obsolete in self._obsolete:
             obsolete.unlink(missing_ok=True)
         for destination, temporary in self._files.items():
-            temporary.replace(destination)
+            if destination.is_dir():  # a folder cannot be replaced in one step: the old one goes aside first
+                aside = Path(tempfile.mkdtemp(prefix=f".{destination.stem}.", suffix=".old", dir=self.folder))
+                destination.replace(aside)
+                temporary.replace(destination)
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                temporary.replace(destination)
         return list(self._files)
 
     def discard(self) -> None:
         """Remove what was not committed."""
         for temporary in self._files.values():
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
@@ -80,13 +103,11 @@ def staging(destination: Path) -> Iterator[Staging]:
     """Stage files beside `destination`; anything not committed is removed, whatever happens.
 
     Raises:
-        InputError: the folder does not exist, or `destination` is a folder.
+        InputError: the folder does not exist.
     """
     folder = destination.parent
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; create it or choose another --out")
-    if destination.is_dir():
-        raise InputError(f"{destination}: is a folder; --out names the file to write")
     stage = Staging(folder)
     _ACTIVE.append(stage)
     try:
@@ -107,7 +128,10 @@ def vectors_path(artefact: Path) -> Path:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """SHA-256 and size of a file."""
+    """SHA-256 and size of a file; of a bundle, the SHA-256 of its manifest (which has all others) and the total size."""
+    if path.is_dir():
+        size = sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
+        return {**file_facts(path / MANIFEST), "bytes": size}
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"sha256": digest, "bytes": path.stat().st_size}

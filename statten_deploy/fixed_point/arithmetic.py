@@ -35,7 +35,10 @@ BIAS_EXPONENT_MAX = 7
 def shift(a: Int, exponent: int | Int) -> Int:
     """``a · 2^exponent``; a negative exponent is an arithmetic right shift and rounds towards minus infinity."""
     e = np.asarray(exponent, dtype=np.int64)
-    return np.asarray(np.where(e >= 0, np.left_shift(a, np.maximum(e, 0)), np.right_shift(a, np.maximum(-e, 0))))
+    if not e.any():
+        return np.asarray(a)
+    left = np.left_shift(a, np.maximum(e, 0))
+    return np.asarray(left if (e >= 0).all() else np.right_shift(left, np.maximum(-e, 0)))
 
 
 def truncate(product: Int) -> Int:
@@ -59,7 +62,8 @@ def saturate(v: Int) -> Int:
 
 def synapse_step(u: Int | int, a: Int, du: int) -> Int:
     """The synaptic current after one step with input sum `a`; `du` of 4096ths, less one."""
-    return wrap(truncate(np.asarray(u * ((1 << DECAY_BITS) - 1 - du))) + np.left_shift(a, CURRENT_SHIFT))
+    remembered = truncate(np.asarray(u * (NO_SYNAPTIC_MEMORY - du))) if du < NO_SYNAPTIC_MEMORY else 0
+    return wrap(remembered + np.left_shift(a, CURRENT_SHIFT))
 
 
 def lif_step(v: Int, u: Int, *, dv: int, bias: Int, threshold: Int) -> tuple[Int, Int, Int]:

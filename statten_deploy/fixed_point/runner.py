@@ -4,7 +4,7 @@ Sums of products go through floating-point matrix products whose every partial s
 (2^24 for float32, 2^53 for float64): they are exact in any order. Which one is enough is decided from the weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,13 +25,21 @@ from statten_deploy.ir.integer import (
     IntegerSumPool2d,
     TemporalSum,
 )
+from statten_deploy.ir.shapes import infer_shapes
 
 FLOAT32_EXACT = 1 << 24
+SIGNAL_BYTES = 64 << 20
+"""The largest signal of a micro-batch stays below this, or is that of one sample."""
 
 
 @dataclass
 class IntegerResult:
-    """Integer outputs [B, ...], what was recorded [T, B, ...], and the spikes of every neuron layer per sample [B]."""
+    """What a run gave.
+
+    outputs: per Output node [B, T, ...], or [B, ...] behind a sum over time.
+    spikes, membranes: what was recorded per neuron layer, [T, B, ...]; membranes after reset.
+    spike_counts: spikes of every neuron layer over all steps, per sample [B].
+    """
 
     outputs: dict[str, Int]
     spikes: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
@@ -56,6 +64,8 @@ class IntegerRunner:
         if unknown:
             raise UnsupportedError(f"not a quantised graph: no integer operation for {', '.join(unknown)}")
         self.last_use = {source: name for name in self.order for ports in self.into[name].values() for source in ports}
+        largest = max(int(np.prod(shape)) for shape in infer_shapes(graph).values())
+        self.at_once = max(1, SIGNAL_BYTES // (8 * self.time_steps * largest))
 
     def run(self, x: NDArray[Any], *, spikes: bool = False, membranes: bool = False) -> IntegerResult:
         """Run x [B, C, H, W] (the same frame at every step) or [B, T, C, H, W]; real values, encoded by the graph.
@@ -68,27 +78,65 @@ class IntegerRunner:
         name = input_names(self.graph)[0]
         shape = tuple(int(n) for n in self.graph.nodes[name].input_type["input"])
         frames = _frames(np.asarray(x), shape, self.time_steps)
+        starts = range(0, max(len(x), 1), self.at_once)
+        parts = [self._run(frames[:, start : start + self.at_once], spikes, membranes) for start in starts]
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _run(self, frames: NDArray[Any], spikes: bool, membranes: bool) -> IntegerResult:
         result = IntegerResult({})
         values: dict[str, NDArray[Any]] = {}
-        state = _State(self.time_steps, x.shape[0], result, spikes, membranes)
+        timeless: set[str] = set()
+        state = _State(self.time_steps, result, spikes, membranes)
         for node_name in self.order:
             node = self.graph.nodes[node_name]
             if isinstance(node, nir.Input):
                 values[node_name] = frames
                 continue
             operands = [_sum([values[source] for source in sources]) for sources in self.into[node_name].values()]
+            sources = {source for ports in self.into[node_name].values() for source in ports}
             state.name = node_name
             values[node_name] = OPERATIONS[type(node)](node, state, *operands)
-            for source in {source for ports in self.into[node_name].values() for source in ports}:
+            if isinstance(node, TemporalSum) or sources & timeless:
+                timeless.add(node_name)
+            if isinstance(node, nir.Output):
+                value = values[node_name]
+                result.outputs[node_name] = value if node_name in timeless else self._every_step(value)
+            for source in sources:
                 if self.last_use[source] == node_name:
                     del values[source]
         return result
+
+    def _every_step(self, x: Int) -> Int:
+        """[T, B, ...] or a held [1, B, ...] as [B, T, ...]."""
+        return np.broadcast_to(x, (self.time_steps, *x.shape[1:])).swapaxes(0, 1)
+
+
+def _joined(parts: list[IntegerResult]) -> IntegerResult:
+    def join(kind: str, axis: int) -> dict[str, NDArray[Any]]:
+        first: dict[str, NDArray[Any]] = getattr(parts[0], kind)
+        return {name: np.concatenate([getattr(part, kind)[name] for part in parts], axis) for name in first}
+
+    return IntegerResult(join("outputs", 0), join("spikes", 1), join("membranes", 1), join("spike_counts", 0))
+
+
+def real_outputs(graph: nir.NIRGraph, outputs: Mapping[str, Int]) -> dict[str, NDArray[np.float32]]:
+    """Integer outputs in real units: a sum over time times its scale, a current over its scale, spikes as they are."""
+    into = predecessors(graph)
+    real = {}
+    for name, value in outputs.items():
+        source = graph.nodes[into[name]["input"][0]]
+        factor: Any = 1.0
+        if isinstance(source, TemporalSum):
+            factor = source.scale
+        elif isinstance(source, IntegerConv2d | IntegerLinear):
+            factor = (1 / source.scale).reshape(-1, *(1,) * (len(source.weight.shape) - 2))
+        real[name] = (value * factor).astype(np.float32)
+    return real
 
 
 @dataclass
 class _State:
     time_steps: int
-    batch: int
     result: IntegerResult
     spikes: bool
     membranes: bool
@@ -228,7 +276,6 @@ def _temporal_sum(node: TemporalSum, state: _State, x: Int) -> Int:
 
 
 def _output(node: nir.Output, state: _State, x: Int) -> Int:
-    state.result.outputs[state.name] = x
     return x
 
 

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from statten_deploy.errors import InputError
-from statten_deploy.export.artefact import read_sidecar, sidecar_path, staging, vectors_path, write_sidecar
+from statten_deploy.export.artefact import (
+    MANIFEST,
+    read_sidecar,
+    sidecar_path,
+    staging,
+    vectors_path,
+    write_sidecar,
+)
 
 
 def write(path: Path, content: bytes = b"artefact") -> None:
@@ -80,8 +87,55 @@ def test_no_sidecar_is_fine(tmp_path: Path) -> None:
 
 def test_destination_must_be_possible(tmp_path: Path) -> None:
     for path, said in ((tmp_path / "no" / "m.nir", "no such folder"), (tmp_path, "is a folder")):
-        with pytest.raises(InputError, match=said), staging(path):
-            pass
+        with pytest.raises(InputError, match=said), staging(path) as stage:
+            stage.file(path)
+
+
+def write_bundle(path: Path, content: str) -> None:
+    with staging(path) as stage:
+        folder = stage.bundle(path)
+        (folder / "inner").mkdir()
+        (folder / "inner" / "weights").write_text(content)
+        (folder / MANIFEST).write_text(content)
+        write_sidecar(stage.file(sidecar_path(path)), path.name, folder, {"target": "lava"})
+        stage.commit()
+
+
+def test_a_bundle_replaces_a_bundle_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "m.lava"
+    for content in ("one", "two"):
+        write_bundle(path, content)
+        assert (path / "inner" / "weights").read_text() == content
+        sidecar = read_sidecar(path)
+        assert sidecar is not None
+        assert sidecar["bytes"] == 6
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["m.lava", "m.lava.json"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((path / "inner").stat().st_mode) == 0o777 & ~umask
+    assert stat.S_IMODE((path / MANIFEST).stat().st_mode) == 0o666 & ~umask
+    (path / MANIFEST).write_text("changed")
+    with pytest.raises(InputError, match="SHA-256 differs"):
+        read_sidecar(path)
+    (path / MANIFEST).unlink()
+    with pytest.raises(InputError, match="not a bundle of this tool"):
+        write_bundle(path, "three")
+    assert (path / "inner" / "weights").read_text() == "two"
+
+
+def test_a_failed_bundle_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "m.lava"
+    write_bundle(path, "old")
+
+    def fail() -> None:
+        with staging(path) as stage:
+            (stage.bundle(path) / MANIFEST).write_text("new")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (path / MANIFEST).read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.lava", "m.lava.json"]
 
 
 def test_names() -> None:
