@@ -58,7 +58,7 @@ def integer_ranges(graph: nir.NIRGraph) -> tuple[dict[str, Interval], dict[str, 
     Neurons give 0 or 1; a current is bounded by its positive and its negative weights.
     """
     shapes, into = infer_shapes(graph), predecessors(graph)
-    steps = int(hints(graph)["time_steps"])
+    steps = int(hints(graph).get("time_steps", 1))
     results: dict[str, Interval] = {}
     currents: dict[str, Interval] = {}
     for name in topological_order(graph):

@@ -170,7 +170,7 @@ def exact_dtype(weight: Int, largest_input: int) -> type[np.floating[Any]]:
 
 def _encode(node: InputEncoder, state: _State, x: NDArray[Any]) -> Int:
     scale, zero = (value.reshape(-1, *(1,) * (x.ndim - 3)) for value in (node.scale, node.zero_point))
-    stored = np.clip(np.rint(x.astype(np.float64) / scale) + zero, 0, 255)
+    stored = np.clip(np.rint(x.astype(np.float64) / scale), 0, 255)
     return np.asarray(stored.astype(np.int64) - zero)
 
 

@@ -12,6 +12,7 @@ from statten_deploy.ir.graph import (
     successors,
     topological_order,
 )
+from statten_deploy.ir.integer import is_quantised
 from statten_deploy.ir.nodes import (
     EXTENSION_NODES,
     MaxPool2d,
@@ -37,6 +38,7 @@ __all__ = [
     "inline_subgraphs",
     "input_names",
     "is_cyclic",
+    "is_quantised",
     "output_names",
     "parse_endpoint",
     "ports",

@@ -26,7 +26,7 @@ def integers(value: object) -> IntArray:
 
 @dataclass(eq=False)
 class InputEncoder(nir.NIRNode):
-    """Real frames to graded integers: ``y = clip(rint(x / scale) + zero_point, 0, 255) - zero_point``.
+    """Real frames to graded integers: ``y = clip(rint(x / scale), 0, 255) - zero_point``.
 
     Stored and sent as the unsigned byte ``y + zero_point``. `scale` and `zero_point` per channel [C]; rint rounds
     halves to even. Input and output [C, H, W].
@@ -137,3 +137,12 @@ class TemporalSum(nir.NIRNode):
         self.scale = float(self.scale)
         self.input_type = {"input": None}
         self.output_type = {"output": None}
+
+
+QUANTISED = (InputEncoder, IntegerConv2d, IntegerLinear, IntegerSumPool2d, IntegerLIF, TemporalSum)
+"""Nodes that only quantised graphs have."""
+
+
+def is_quantised(graph: nir.NIRGraph) -> bool:
+    """Whether a graph is one of integers."""
+    return any(isinstance(node, QUANTISED) for node in graph.nodes.values())

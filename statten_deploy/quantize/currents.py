@@ -1,19 +1,108 @@
-"""Which nodes carry currents into which neurons, and which of them must share one scale."""
+"""What every signal of a float graph means in integers, and which currents must share a scale."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import nir
+import numpy as np
 
-from statten_deploy.errors import UnsupportedError
-from statten_deploy.ir import MaxPool2d, STAttenAttention, predecessors
+from statten_deploy.ir import MaxPool2d, TemporalMean, predecessors
+from statten_deploy.ir.nodes import pair
+from statten_deploy.ir.shapes import Shape
+from statten_deploy.quantize.neurons import NEURONS
+from statten_deploy.quantize.rounding import Real
 
 WEIGHTED = (nir.Conv2d, nir.Affine, nir.Linear)
 """Nodes whose output is a current with a scale that can be chosen."""
-CARRIERS = (MaxPool2d, nir.AvgPool2d, nir.Flatten)
+SUMMED = (nir.AvgPool2d, nir.SumPool2d)
+"""Nodes that add up a window."""
+CARRIERS = (MaxPool2d, nir.Flatten, *SUMMED)
 """Nodes that pass a current on."""
-COUNTED = (STAttenAttention, nir.SumPool2d)
-"""Nodes whose output is a count: its scale is 1."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What the integers on a signal stand for.
+
+    Spikes, counts and encoded inputs: integer · `unit` is the real value, one unit per element of the leading axis.
+    Currents: the integer is real value · K · `factor`, with the scale K that the weighted nodes in `branches` share;
+    each of these is there with the number of times that its bias counts.
+    """
+
+    unit: Real | None = None
+    branches: Mapping[str, float] = field(default_factory=dict)
+    factor: float = 1.0
+
+
+@dataclass
+class Trace:
+    """The signals of a graph, what arrives at every port (several edges added up), and what stands in the way."""
+
+    signals: dict[str, Signal] = field(default_factory=dict)
+    arriving: dict[str, list[Signal]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def trace(graph: nir.NIRGraph, order: Iterable[str], shapes: Mapping[str, Shape], inputs: Mapping[str, Real]) -> Trace:
+    """Follow every signal through the graph; `inputs` are the units of what the input encoder gives."""
+    found, into = Trace(), predecessors(graph)
+    for name in order:
+        node = graph.nodes[name]
+        if name in inputs:
+            found.signals[name] = Signal(unit=inputs[name])
+            continue
+        ports = [_sum(name, [found.signals[source] for source in sources], found) for sources in into[name].values()]
+        found.arriving[name] = ports
+        found.signals[name] = _result(name, node, ports, shapes[name], found)
+    return found
+
+
+def _sum(name: str, signals: list[Signal], found: Trace) -> Signal:
+    first = signals[0]
+    if all(signal is first for signal in signals):
+        return first
+    units = [signal.unit for signal in signals if signal.unit is not None]
+    if units and len(units) < len(signals):
+        found.problems.append(
+            f"{name} (spikes or counts and weighted currents add up there: they have no common scale)"
+        )
+        return first
+    if units:
+        if any(not np.array_equal(unit, units[0]) for unit in units):
+            found.problems.append(f"{name} (signals of different scale add up there without weights)")
+        return first
+    if any(signal.factor != first.factor for signal in signals):
+        found.problems.append(f"{name} (averages of different size add up there)")
+    branches: dict[str, float] = {}
+    for signal in signals:
+        for branch, count in signal.branches.items():
+            branches[branch] = branches.get(branch, 0.0) + count
+    return Signal(branches=branches, factor=first.factor)
+
+
+def _result(name: str, node: Any, ports: list[Signal], shape: Shape, found: Trace) -> Signal:
+    if isinstance(node, WEIGHTED):
+        if ports[0].unit is None:
+            found.problems.append(f"{name} (a current reaches it: put neurons in between)")
+        return Signal(branches={name: 1.0})
+    if not isinstance(node, (*CARRIERS, TemporalMean, nir.Output)):
+        if not isinstance(node, NEURONS) and any(port.unit is None for port in ports):
+            found.problems.append(f"{name} (a current reaches it: it takes spikes)")
+        return Signal(unit=np.ones(shape[0]))
+    given = ports[0]
+    size = int(np.prod(pair(node.kernel_size))) if isinstance(node, SUMMED) else 1
+    mean = isinstance(node, nir.AvgPool2d)
+    if given.unit is not None:  # a mean of spikes stays a sum; its divisor goes to the weights or the threshold behind
+        return Signal(unit=np.repeat(given.unit / (size if mean else 1), shape[0] // len(given.unit)))
+    if mean:  # a power of two is shifted out, the rest of the divisor stays
+        return Signal(branches=given.branches, factor=given.factor * size / 2 ** mean_shift(node))
+    return Signal(branches={branch: count * size for branch, count in given.branches.items()}, factor=given.factor)
+
+
+def mean_shift(node: nir.AvgPool2d) -> int:
+    """The power of two by which the sum of a mean is shifted."""
+    return int(np.prod(pair(node.kernel_size))).bit_length() - 1
 
 
 @dataclass
@@ -24,48 +113,17 @@ class Stream:
     neurons: list[str] = field(default_factory=list)
 
 
-def weighted_sources(graph: nir.NIRGraph, name: str) -> list[str]:
-    """The weighted nodes whose currents reach `name` without passing a neuron, in edge order."""
-    found: list[str] = []
-    for sources in predecessors(graph)[name].values():
-        for source in sources:
-            node = graph.nodes[source]
-            inner = [source] if isinstance(node, WEIGHTED) else []
-            if isinstance(node, CARRIERS):
-                inner = weighted_sources(graph, source)
-            found += [item for item in inner if item not in found]
-    return found
-
-
-def counted_source(graph: nir.NIRGraph, name: str) -> str | None:
-    """The counting node that alone feeds the neuron `name`, if one does.
-
-    Raises:
-        UnsupportedError: counts and currents meet in one neuron; they have no common integer scale.
-    """
-    sources = [source for group in predecessors(graph)[name].values() for source in group]
-    counted = [source for source in sources if isinstance(graph.nodes[source], COUNTED)]
-    if not counted:
-        return None
-    if len(sources) > 1:
-        raise UnsupportedError(
-            f"neuron layer {name!r}: counts from {counted[0]!r} and other currents add up there; "
-            "the fixed-point arithmetic has no common scale for them"
-        )
-    return counted[0]
-
-
-def streams(graph: nir.NIRGraph, neurons: Iterable[str]) -> list[Stream]:
+def streams(traced: Trace, neurons: Iterable[str]) -> list[Stream]:
     """Group weighted nodes that are added in any neuron; one stream per group, in the order of the graph."""
     merged: list[Stream] = []
     for neuron in neurons:
-        sources = weighted_sources(graph, neuron)
+        sources = list(traced.arriving[neuron][0].branches)
         if not sources:
             continue
-        joined = Stream(list(sources), [neuron])
+        joined = Stream(sources, [neuron])
         apart: list[Stream] = []
         for stream in merged:
-            if set(stream.branches) & set(sources):
+            if set(stream.branches) & set(joined.branches):
                 joined.branches = stream.branches + [s for s in joined.branches if s not in stream.branches]
                 joined.neurons = stream.neurons + [n for n in joined.neurons if n not in stream.neurons]
             else:

@@ -106,7 +106,7 @@ def each(function):
 
 def encode(node, x):
     zero = node.zero_point.reshape(-1, 1, 1)
-    stored = np.clip(np.rint(x.astype(np.float64) / node.scale.reshape(-1, 1, 1)) + zero, 0, 255) - zero
+    stored = np.clip(np.rint(x.astype(np.float64) / node.scale.reshape(-1, 1, 1)), 0, 255) - zero
     return stored.astype(np.int64).astype(object)
 
 

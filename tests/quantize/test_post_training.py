@@ -13,6 +13,7 @@ from statten_deploy.frontend import build_graph
 from statten_deploy.ir.integer import IntegerConv2d, IntegerLIF
 from statten_deploy.models.checkpoint import load_model
 from statten_deploy.quantize import QuantizeOptions, quantize
+from statten_deploy.simulate import Simulator
 from statten_deploy.train.data import load_arrays
 from tests.conftest import lively_input, lively_model, small_config
 from tests.fixed_point.slow_network import run_slowly
@@ -61,11 +62,32 @@ def test_registers_hold_what_is_written(variant: str) -> None:
         assert np.abs(node.bias_mantissa).max() < 1 << 12
 
 
+def test_eight_bits_fire_like_the_float_network(variant: str) -> None:
+    """The first layers, before small differences add up."""
+    model = lively_model(small_config(variant))
+    graph, x = build_graph(model), lively_input(model.config).numpy()
+    x = x / max(1.0, x.max()) if model.config.input == "image" else x
+    expected = Simulator(graph).run(x, record="spikes").recorded
+    found = IntegerRunner(quantize(graph)).run(x, spikes=True).spikes
+    for name in list(expected)[:3]:
+        assert (found[name] != (expected[name] > 0)).mean() < 0.03, name
+
+
+def test_without_calibration_only_the_weights_count() -> None:
+    model = lively_model(small_config("static"))
+    first, second = (quantize(build_graph(model), QuantizeOptions(4)) for _ in range(2))
+    for name, node in first.nodes.items():
+        for field in ("weight", "exponent", "threshold", "bias_mantissa", "bias_exponent"):
+            np.testing.assert_array_equal(getattr(node, field, 0), getattr(second.nodes[name], field, 0))
+
+
 def test_options_and_nodes_are_refused_by_name() -> None:
     with pytest.raises(InputError, match="--bits 9: expected 2 to 8"):
         QuantizeOptions(9)
+    with pytest.raises(InputError, match="--granularity layer: expected channel or tensor"):
+        QuantizeOptions(8, "layer")
     graph = build_graph(lively_model(small_config("static")))
-    graph.nodes["head_lif"] = nir.IF(np.ones(32), np.ones(32))
+    graph.nodes["head_lif"] = nir.LI(np.ones(32), np.ones(32), np.zeros(32))
     graph.nodes["block.0.attn.q_lif"].v_leak += 1
-    with pytest.raises(UnsupportedError, match=r"q_lif \(v_leak and v_reset must be 0\); .*head_lif \(IF\)"):
+    with pytest.raises(UnsupportedError, match=r"q_lif \(v_leak and v_reset must be 0\); .*head_lif \(LI\)"):
         quantize(graph)

@@ -1,0 +1,184 @@
+"""What quantising did to a network, layer by layer."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from statten_deploy.fixed_point.arithmetic import CURRENT_SHIFT, shift
+from statten_deploy.fixed_point.observe import NeuronActivity, observe
+from statten_deploy.fixed_point.ranges import CURRENT_LIMIT
+from statten_deploy.ir.graph import hints, topological_order
+from statten_deploy.ir.integer import IntegerConv2d, IntegerLIF, IntegerLinear
+from statten_deploy.quantize.limits import current_bounds, input_bounds
+from statten_deploy.quantize.options import QuantizeOptions
+from statten_deploy.quantize.post_training import Quantizer
+from statten_deploy.quantize.rounding import Real, largest_integer
+
+Bound = Literal["proved", "calibrated", "unproved"]
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """A weighted node. `clipped` of its `weights` lie beyond the largest integer of their grid."""
+
+    name: str
+    kind: str
+    scale_min: float
+    scale_max: float
+    exponent_min: int
+    exponent_max: int
+    clipped: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class NeuronReport:
+    """A neuron layer.
+
+    `bias_error`: largest difference to the real bias, corrections included, as a part of the threshold.
+    `input_bound`: no input gives a larger absolute a. `bound`: whether currents are proved to stay clear of the wrap
+    at 2^17, were bounded on calibration data, or neither. The rest was seen on the samples: the largest absolute a, how
+    many times the largest current fits (None: there was none), wraps, saturations, channels that never fired, spikes,
+    and the share of spikes that differ from the float network (None: not compared).
+    """
+
+    name: str
+    kind: str
+    threshold_min: int
+    threshold_max: int
+    bias_error: float
+    input_bound: int
+    bound: Bound
+    largest_input: int
+    margin: float | None
+    wraps: int
+    saturations: int
+    dead_channels: int
+    channels: int
+    spikes: int
+    spike_drift: float | None
+
+
+@dataclass(frozen=True)
+class QuantisationReport:
+    """Of `quantisation_report`: layers in the order of the graph, and on how many samples they were watched."""
+
+    bits: int
+    granularity: str
+    samples: int
+    weights: list[WeightReport]
+    neurons: list[NeuronReport]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """One line for a terminal."""
+        kinds = [layer.bound for layer in self.neurons]
+        bounds = ", ".join(
+            f"{kinds.count(kind)} {kind}" for kind in ("proved", "calibrated", "unproved") if kind in kinds
+        )
+        clipped, total = sum(layer.clipped for layer in self.weights), sum(layer.weights for layer in self.weights)
+        parts = [
+            f"{self.bits}-bit weights per {self.granularity}, {100 * clipped / max(total, 1):.2g} % clipped",
+            f"ranges of {len(kinds)} neuron layers: {bounds}",
+            f"on {self.samples} samples {sum(layer.wraps for layer in self.neurons)} wraps, "
+            f"{sum(layer.saturations for layer in self.neurons)} saturations, "
+            f"{sum(layer.dead_channels for layer in self.neurons)} of "
+            f"{sum(layer.channels for layer in self.neurons)} channels silent",
+        ]
+        drifts = [layer.spike_drift for layer in self.neurons if layer.spike_drift is not None]
+        if drifts:
+            parts.append(f"spikes differ from float by {100 * sum(drifts) / len(drifts):.2g} % per layer")
+        return "; ".join(parts)
+
+
+def quantisation_report(
+    float_graph: nir.NIRGraph,
+    integer_graph: nir.NIRGraph,
+    samples: NDArray[Any],
+    float_spikes: Mapping[str, NDArray[np.bool_]] | None = None,
+) -> QuantisationReport:
+    """Compare a float graph with the integer graph made of it and watch the latter run.
+
+    `samples` as the graphs take them [B, ...] or [B, T, ...]; `float_spikes` [T, B, ...] of the float graph on the same
+    samples, per neuron layer.
+    """
+    told = hints(integer_graph)
+    options = QuantizeOptions(int(told["bits"]), told["granularity"])
+    original = Quantizer(float_graph, options)
+    seen = observe(integer_graph, samples, spikes=float_spikes is not None)
+    inputs, currents = input_bounds(integer_graph), current_bounds(integer_graph)
+    weights, neurons = [], []
+    for name in topological_order(integer_graph):
+        node = integer_graph.nodes[name]
+        if isinstance(node, IntegerConv2d | IntegerLinear):
+            weights.append(_weights(name, node, original))
+        if isinstance(node, IntegerLIF):
+            fits = currents[name].max(initial=0) <= CURRENT_LIMIT
+            bound: Bound = "proved" if fits else "calibrated" if name in told.get("calibrated", {}) else "unproved"
+            drift = None
+            if float_spikes is not None and name in float_spikes:
+                drift = float((seen.spikes[name] != float_spikes[name]).mean())
+            error = _bias_error(name, node, integer_graph, original)
+            neurons.append(_neurons(name, node, seen.neurons[name], error, int(inputs[name].max()), bound, drift))
+    return QuantisationReport(options.bits, options.granularity, len(samples), weights, neurons)
+
+
+def _weights(name: str, node: IntegerConv2d | IntegerLinear, original: Quantizer) -> WeightReport:
+    scaled = np.abs(original.rows(name).weight) * (node.scale * 2.0**-node.exponent)[:, None]
+    top = largest_integer(original.options.bits) * (1 + 1e-9)
+    return WeightReport(
+        name=name,
+        kind=type(original.graph.nodes[name]).__name__,
+        scale_min=float(node.scale.min()),
+        scale_max=float(node.scale.max()),
+        exponent_min=int(node.exponent.min()),
+        exponent_max=int(node.exponent.max()),
+        clipped=int((scaled > top).sum()),
+        weights=int(node.weight.size),
+    )
+
+
+def _bias_error(name: str, node: IntegerLIF, graph: nir.NIRGraph, original: Quantizer) -> float:
+    signal = original.traced.arriving[name][0]
+    written = shift(node.bias_mantissa, node.bias_exponent).reshape(-1) / (1 << CURRENT_SHIFT)
+    wanted: Real = np.zeros(len(written))
+    if signal.branches:
+        scale = graph.nodes[next(iter(signal.branches))].scale * signal.factor
+        wanted = original.bias(name) * np.repeat(scale, len(written) // len(scale))
+    return float((np.abs(written - wanted) / (node.threshold.reshape(-1) + 1)).max(initial=0.0))
+
+
+def _neurons(
+    name: str,
+    node: IntegerLIF,
+    seen: NeuronActivity,
+    bias_error: float,
+    input_bound: int,
+    bound: Bound,
+    drift: float | None,
+) -> NeuronReport:
+    largest = int(seen.largest_current.max(initial=0))
+    return NeuronReport(
+        name=name,
+        kind="LIF" if node.dv else "IF",
+        threshold_min=int(node.threshold.min()),
+        threshold_max=int(node.threshold.max()),
+        bias_error=bias_error,
+        input_bound=input_bound,
+        bound=bound,
+        largest_input=int(seen.largest_input.max(initial=0)),
+        margin=CURRENT_LIMIT / largest if largest else None,
+        wraps=seen.wraps,
+        saturations=seen.saturations,
+        dead_channels=int((seen.spikes == 0).sum()),
+        channels=len(seen.spikes),
+        spikes=int(seen.spikes.sum()),
+        spike_drift=drift,
+    )
