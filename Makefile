@@ -1,6 +1,8 @@
 # `make demo` and `make test` are all a fresh machine needs (Python 3.11 and make).
 # python3.11 where it has that name, else python3 if that is what it is
 PYTHON ?= $(shell command -v python3.11 || echo python3)
+# for Lava as it is published, which is tested where there is a Python 3.10: on the path or of pyenv
+PYTHON310 ?= $(firstword $(foreach python,python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python),$(shell $(python) -c 'import sys, venv; sys.version_info[:2] == (3, 10) and print("$(python)")' 2>/dev/null)))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -21,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "make: $(PYTHON) is not Python 3.11; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --ignore-requires-python --no-deps lava-nc lava-dl
+	$(if $(PYTHON310),$(PYTHON310) -m venv $(VENV)/python3.10)
+	$(if $(PYTHON310),$(VENV)/python3.10/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt lava-nc)
 	touch $@
 
 demo: setup

@@ -1,0 +1,1 @@
+"""A fixed-point spiking network as Lava processes; started by the bundle's run.py."""

@@ -1,0 +1,65 @@
+"""The list of a bundle's files with their SHA-256: written with it, checked before anything of it is run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from statten_deploy.errors import InputError
+from statten_deploy.export.artefact import MANIFEST, file_facts
+from statten_deploy.version import __version__
+
+KIND = "statten-lava-bundle"
+FORMAT = 1
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Describe every file that stands in `folder`. The same files give the same bytes."""
+    files = {name: file_facts(folder / name) for name in _files(folder)}
+    document = {
+        "kind": KIND,
+        "format": FORMAT,
+        "tool": {"name": "statten-deploy", "version": __version__},
+        **content,
+        "files": files,
+    }
+    (folder / MANIFEST).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether `folder` holds a manifest of this kind; the files may be damaged all the same."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("kind") == KIND)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, with every file checked: what it lists is there and unchanged, and no code stands beside it.
+
+    Raises:
+        InputError: not a bundle, or one that was changed; the message names the files.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected a Lava bundle")
+    if not is_bundle(folder):
+        raise InputError(
+            f"{folder}: not a Lava bundle (no readable {MANIFEST} of kind {KIND}); export with --target lava"
+        )
+    document: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    listed = document.get("files")
+    if document.get("format") != FORMAT or not isinstance(listed, dict) or "run.py" not in listed:
+        raise InputError(
+            f"{folder / MANIFEST}: format {document.get('format')!r}, this version reads {FORMAT}; export again"
+        )
+    present = _files(folder)
+    wrong = [name for name in listed if name not in present or file_facts(folder / name) != listed[name]]
+    wrong += [name for name in present if name not in listed and name.endswith(".py")]
+    if wrong:
+        raise InputError(f"{folder}: changed or damaged since it was exported: {', '.join(wrong)}; export again")
+    return document
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file under `folder` but the manifest and Python's caches, as POSIX paths, sorted."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in found if "__pycache__" not in path.parts and path.name != MANIFEST)

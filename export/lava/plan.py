@@ -1,0 +1,392 @@
+"""A quantised graph as the plan of a Lava network: one entry per process, in order, with its step offset.
+
+Stages send in the step in which they receive, so time passes only in attention over chunks: what it computes for a
+step leaves `window` - 1 steps later. Every node has the step at which the first sample reaches it, and a branch that
+is early at a meeting point gets a delay.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from statten_deploy.errors import UnsupportedError
+from statten_deploy.fixed_point.arithmetic import (
+    BIAS_EXPONENT_MAX,
+    BIAS_MANTISSA_BITS,
+    DECAY_BITS,
+    STATE_BITS,
+    STATE_MAX,
+    THRESHOLD_BITS,
+    shift,
+)
+from statten_deploy.fixed_point.ranges import Interval, integer_ranges
+from statten_deploy.ir import (
+    MaxPool2d,
+    SpikeAnd,
+    SpikeMaxPool2d,
+    STAttenAttention,
+    TokenMaxPool,
+    hints,
+    infer_shapes,
+    predecessors,
+    topological_order,
+)
+from statten_deploy.ir.integer import (
+    InputEncoder,
+    IntegerConv2d,
+    IntegerLIF,
+    IntegerLinear,
+    IntegerSumPool2d,
+    TemporalSum,
+)
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+SIGNAL_LIMIT = 1 << 31
+"""Signals between Lava processes are int32."""
+CURRENT_LIMIT = 1 << 24
+"""A neuron's input gains six bits inside int32, beside a synaptic current of 24 bits."""
+
+
+@dataclass
+class Entry:
+    """One process: `inputs` port -> sources; `start`: the step at which the first sample reaches its ports."""
+
+    name: str
+    op: str
+    inputs: dict[str, list[str]]
+    shape: Shape
+    start: int
+    latency: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass
+class Plan:
+    """`document` is network.json, `arrays` are weights.npz, both complete."""
+
+    document: dict[str, Any]
+    arrays: dict[str, Array]
+    latency_steps: int
+    neuron_layers: int
+    undocumented: tuple[str, ...]
+
+
+def make_plan(graph: nir.NIRGraph) -> Plan:
+    """Schedule a quantised graph.
+
+    Raises:
+        UnsupportedError: nodes that Lava cannot run or numbers that its registers do not hold; all are named.
+    """
+    return _Planner(graph).plan()
+
+
+class _Planner:
+    def __init__(self, graph: nir.NIRGraph) -> None:
+        self.graph = graph
+        self.order = topological_order(graph)
+        self.into = predecessors(graph)
+        self.time_steps = int(hints(graph).get("time_steps", 0))
+        self.entries: list[Entry] = []
+        self.ready: dict[str, int] = {}
+        """The step at which a node's result for the first sample leaves it."""
+        self.delays: dict[tuple[str, int], str] = {}
+
+    def plan(self) -> Plan:
+        self._refuse_kinds()
+        self.shapes = infer_shapes(self.graph)
+        self.results, self.currents = integer_ranges(self.graph)
+        self._refuse_numbers()
+        (encoder,) = self._of(InputEncoder)
+        self.ready[encoder] = 0
+        for name in self.order:
+            node = self.graph.nodes[name]
+            if not isinstance(node, nir.Input | InputEncoder | nir.Output):
+                self._schedule(name, node)
+        (output,) = self._of(nir.Output)
+        (source,) = self.into[output]["input"]
+        latency = self.ready[source]
+        neurons = self._of(IntegerLIF)
+        beyond = [what for name in neurons for what in undocumented(name, self.graph.nodes[name])]
+        document = {
+            "format": 1,
+            "time_steps": self.time_steps,
+            "latency_steps": latency,
+            "input": {
+                "encoder": encoder,
+                "shape": list(self.shapes[encoder]),
+                "scale": [float(value) for value in self.graph.nodes[encoder].scale],
+            },
+            "output": self._output(output, source),
+            "channel_values": self._channel_values(encoder),
+            "nodes": [self._document(entry) for entry in self.entries],
+        }
+        arrays = {f"{entry.name}/{key}": narrow(value) for entry in self.entries for key, value in entry.arrays.items()}
+        arrays[f"{encoder}/zero_point"] = narrow(self.graph.nodes[encoder].zero_point)
+        return Plan(document, arrays, latency, len(neurons), tuple(beyond))
+
+    def _of(self, kind: type[nir.NIRNode]) -> list[str]:
+        return [name for name in self.order if isinstance(self.graph.nodes[name], kind)]
+
+    def _schedule(self, name: str, node: nir.NIRNode) -> None:
+        """One entry, behind the delays that its early inputs need."""
+        start = max(self.ready[source] for sources in self.into[name].values() for source in sources)
+        inputs = {
+            PORTS.get(port, port): [self._delayed(source, start) for source in sources]
+            for port, sources in self.into[name].items()
+        }
+        if isinstance(node, IntegerLIF) and node.input_exponent:
+            shifted = f"{name}/shift"
+            exponent = {"exponent": node.input_exponent}
+            self.entries.append(Entry(shifted, "shift", inputs, self.shapes[name], start, options=exponent))
+            inputs = {"a_in": [shifted]}
+            self.shapes[shifted] = self.shapes[name]
+        planned = PLANNERS[type(node)](self, name, node)
+        entry = Entry(name, planned.op, inputs, self.shapes[name], start, planned.latency)
+        entry.options, entry.arrays = planned.options, planned.arrays
+        self.entries.append(entry)
+        self.ready[name] = start + planned.latency
+
+    def _delayed(self, source: str, start: int) -> str:
+        """`source` as it arrives at step `start`; delays are shared between readers."""
+        steps = start - self.ready[source]
+        if not steps:
+            return source
+        if (source, steps) not in self.delays:
+            name = f"{source}/delay{steps}"
+            shape = self.shapes[source]
+            self.entries.append(Entry(name, "delay", {"a_in": [source]}, shape, self.ready[source], steps))
+            self.shapes[name] = shape
+            self.delays[source, steps] = name
+        return self.delays[source, steps]
+
+    def _output(self, output: str, source: str) -> dict[str, Any]:
+        node = self.graph.nodes[source]
+        scale = node.scale if isinstance(node, TemporalSum) else None
+        shape, start = list(self.shapes[source]), self.ready[source]
+        return {"name": output, "source": source, "shape": shape, "start": start, "scale": scale}
+
+    def _document(self, entry: Entry) -> dict[str, Any]:
+        return {
+            "name": entry.name,
+            "op": entry.op,
+            "inputs": entry.inputs,
+            "input_shapes": {port: list(self.shapes[sources[0]]) for port, sources in entry.inputs.items()},
+            "shape": list(entry.shape),
+            "start": entry.start,
+            "latency": entry.latency,
+            "options": entry.options,
+            "arrays": sorted(entry.arrays),
+        }
+
+    def _channel_values(self, encoder: str) -> int:
+        """Numbers per step and sample that all connections carry, probes of spikes and membranes included."""
+        carried = [source for entry in self.entries for sources in entry.inputs.values() for source in sources]
+        probed = [entry.name for entry in self.entries if entry.op == "lif"] * 3
+        return sum(int(np.prod(self.shapes[name])) for name in [*carried, *probed])
+
+    # refusals
+
+    def _refuse_kinds(self) -> None:
+        kinds = {name: type(self.graph.nodes[name]) for name in self.order}
+        unknown = [
+            f"{name} ({kind.__name__})" for name, kind in kinds.items() if kind not in PLANNERS and kind not in OUTSIDE
+        ]
+        if unknown:
+            raise UnsupportedError(
+                f"not a quantised graph, or not one for Lava: no process for {', '.join(unknown)}; quantise it (--bits)"
+            )
+        if self.time_steps < 1:
+            raise UnsupportedError("the number of time steps is not known: the graph has no hint `time_steps`")
+        for kind in (nir.Input, InputEncoder, nir.Output):
+            found = self._of(kind)
+            if len(found) != 1:
+                raise UnsupportedError(f"{len(found)} nodes of kind {kind.__name__}, a Lava bundle has exactly one")
+        problems = []
+        for name in self.order:
+            node = self.graph.nodes[name]
+            for port, sources in self.into[name].items():
+                if len(set(sources)) < len(sources):
+                    problems.append(f"{name} ({port} reads the same node twice)")
+                inner = [type(self.graph.nodes[source]) for source in sources]
+                if nir.Input in inner and not isinstance(node, InputEncoder):
+                    problems.append(f"{name} (reads frames that are not encoded)")
+                if TemporalSum in inner and not isinstance(node, nir.Output):
+                    problems.append(f"{name} (reads a sum over time)")
+            if isinstance(node, nir.Output) and len(self.into[name]["input"]) != 1:
+                problems.append(f"{name} (sums several nodes)")
+        if problems:
+            raise UnsupportedError(f"not possible in a Lava bundle: {'; '.join(problems)}")
+
+    def _refuse_numbers(self) -> None:
+        problems = [
+            f"{name} (values up to {interval.magnitude}, a channel holds 32 bits)"
+            for name, interval in self.results.items()
+            if interval.magnitude >= SIGNAL_LIMIT
+        ]
+        for name, interval in self.currents.items():
+            if interval.magnitude >= CURRENT_LIMIT:
+                problems.append(f"{name} (currents up to {interval.magnitude}, Lava's neurons hold 24 bits)")
+        for name in self._of(IntegerLIF):
+            problems += [f"{name} ({what})" for what in _register_problems(self.graph.nodes[name])]
+        if problems:
+            raise UnsupportedError(f"numbers that Lava's registers do not hold: {'; '.join(problems)}")
+
+    def input_magnitude(self, name: str) -> int:
+        """Largest magnitude of what a node reads."""
+        (sources,) = self.into[name].values()
+        total: Interval = self.results[sources[0]]
+        for source in sources[1:]:
+            total = total + self.results[source]
+        return total.magnitude
+
+
+def _register_problems(node: IntegerLIF) -> list[str]:
+    """What Lava's simulated neurons cannot hold."""
+    decay, threshold, mantissa = 1 << DECAY_BITS, 1 << THRESHOLD_BITS, 1 << (BIAS_MANTISSA_BITS - 1)
+    bounds = (
+        ("dv", node.dv, 0, decay),
+        ("du", node.du, 0, decay - 1),
+        ("threshold", node.threshold, 0, threshold - 1),
+        ("bias mantissa", node.bias_mantissa, -mantissa, mantissa - 1),
+        ("bias exponent", node.bias_exponent, 0, STATE_BITS),
+        ("bias", shift(node.bias_mantissa, np.clip(node.bias_exponent, 0, STATE_BITS)), -STATE_MAX, STATE_MAX),
+    )
+    return [
+        f"{what} {np.min(value)} .. {np.max(value)}, possible are {low} .. {high}"
+        for what, value, low, high in bounds
+        if np.min(value) < low or np.max(value) > high
+    ]
+
+
+def undocumented(name: str, node: IntegerLIF) -> list[str]:
+    """What the simulator computes although Lava documents less: one threshold per layer, 3 and 12 bits."""
+    found = []
+    if np.ptp(node.threshold):
+        found.append(f"{name}: one threshold per channel")
+    if node.bias_exponent.max() > BIAS_EXPONENT_MAX:
+        found.append(f"{name}: bias exponents up to {node.bias_exponent.max()}, documented are {BIAS_EXPONENT_MAX}")
+    if node.dv == 1 << DECAY_BITS:
+        found.append(f"{name}: dv {node.dv}, documented are {node.dv - 1}")
+    return found
+
+
+def narrow(value: Array) -> Array:
+    """The smallest signed integer type that holds all of an array."""
+    low, high = int(np.min(value, initial=0)), int(np.max(value, initial=0))
+    for kind in (np.int8, np.int16, np.int32):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return np.ascontiguousarray(value, dtype=kind)
+    return np.ascontiguousarray(value, dtype=np.int64)
+
+
+# one planner per operation
+
+
+@dataclass
+class _Planned:
+    op: str
+    options: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Array] = field(default_factory=dict)
+    latency: int = 0
+
+
+def _float_for(name: str, largest: int) -> str:
+    """The narrowest float whose whole numbers reach `largest`."""
+    for kind, bits in (("float32", 24), ("float64", 53)):
+        if largest < 1 << bits:
+            return kind
+    raise UnsupportedError(f"{name}: sums up to {largest} are not exact in 64-bit floats")
+
+
+def _sums(planner: _Planner, name: str, weight: Array) -> str:
+    rows = np.abs(weight).reshape(len(weight), -1).sum(1).max(initial=0)
+    return _float_for(name, int(rows) * max(planner.input_magnitude(name), 1))
+
+
+def _conv(planner: _Planner, name: str, node: IntegerConv2d) -> _Planned:
+    geometry = {"stride": node.stride, "padding": node.padding, "dilation": node.dilation, "groups": int(node.groups)}
+    arrays = {"weight": node.weight, "exponent": node.exponent}
+    return _Planned("conv", {**geometry, "dtype": _sums(planner, name, node.weight)}, arrays)
+
+
+def _linear(planner: _Planner, name: str, node: IntegerLinear) -> _Planned:
+    arrays = {"weight": node.weight, "exponent": node.exponent, "bias": node.bias}
+    return _Planned("linear", {"dtype": _sums(planner, name, node.weight)}, arrays)
+
+
+def _sum_pool(planner: _Planner, name: str, node: IntegerSumPool2d) -> _Planned:
+    options = {"kernel": node.kernel_size, "stride": node.stride, "exponent": node.exponent}
+    return _Planned("sum_pool", options)
+
+
+def _max_pool(planner: _Planner, name: str, node: MaxPool2d | SpikeMaxPool2d) -> _Planned:
+    return _Planned("max_pool", {"kernel": node.kernel_size, "stride": node.stride, "padding": node.padding})
+
+
+def _token_pool(planner: _Planner, name: str, node: TokenMaxPool) -> _Planned:
+    return _Planned("token_max_pool", {"heads": int(node.num_heads)})
+
+
+def _lif(planner: _Planner, name: str, node: IntegerLIF) -> _Planned:
+    shared = int(node.threshold.flat[0]) if np.ptp(node.threshold) == 0 else None
+    arrays = {"bias_mantissa": node.bias_mantissa, "bias_exponent": node.bias_exponent}
+    if shared is None:
+        arrays["threshold"] = node.threshold
+    return _Planned("lif", {"du": node.du, "dv": node.dv, "threshold": shared}, arrays)
+
+
+def _attention(planner: _Planner, name: str, node: STAttenAttention) -> _Planned:
+    window = int(node.window)
+    options = {
+        "mode": node.mode,
+        "window": window,
+        "heads": int(node.num_heads),
+        "groups": int(node.token_groups),
+        "dtype": _float_for(name, planner.results[name].magnitude),
+    }
+    return _Planned("attention", options, latency=window - 1 if node.mode == "block" else 0)
+
+
+def _flatten(planner: _Planner, name: str, node: nir.Flatten) -> _Planned:
+    return _Planned("flatten")
+
+
+def _and(planner: _Planner, name: str, node: SpikeAnd) -> _Planned:
+    return _Planned("and")
+
+
+def _temporal_sum(planner: _Planner, name: str, node: TemporalSum) -> _Planned:
+    return _Planned("temporal_sum")
+
+
+PLANNERS: dict[type[nir.NIRNode], Callable[..., _Planned]] = {
+    IntegerConv2d: _conv,
+    IntegerLinear: _linear,
+    IntegerSumPool2d: _sum_pool,
+    IntegerLIF: _lif,
+    MaxPool2d: _max_pool,
+    SpikeMaxPool2d: _max_pool,
+    STAttenAttention: _attention,
+    SpikeAnd: _and,
+    TokenMaxPool: _token_pool,
+    TemporalSum: _temporal_sum,
+    nir.Flatten: _flatten,
+}
+"""Every node that becomes a Lava process."""
+
+OUTSIDE: dict[type[nir.NIRNode], str] = {
+    nir.Input: "frames",
+    InputEncoder: "encoded before the simulation; the integers come from Lava's RingBuffer",
+    nir.Output: "recorded",
+}
+"""Nodes that are the run's surroundings."""
+
+PORTS = {"input": "a_in"}
+"""Names of ports in a graph and in Lava, where they differ."""
