@@ -87,7 +87,7 @@ def _write_value(group: h5py.Group, key: str, value: Any) -> None:
         group.create_dataset(key, data=value, dtype=h5py.string_dtype())
         return
     compress = isinstance(value, np.ndarray) and _shrinks(value)
-    group.create_dataset(key, data=value, compression="gzip" if compress else None)
+    group.create_dataset(key, data=value, compression="gzip" if compress else None, shuffle=compress or None)
 
 
 def _shrinks(array: np.ndarray[Any, Any]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from statten_deploy.errors import GraphError, InputError, StattenError
 from statten_deploy.export.nir.compact import FORMAT, check_format, from_subgraph
 from statten_deploy.export.nir.guard import DEFAULT_MAX_BYTES, Tree, load_tree
+from statten_deploy.export.nir.integers import check_integers, raise_integers
 from statten_deploy.export.nir.readout import restore_readout
 from statten_deploy.export.nir.stock import STOCK_NODES
 from statten_deploy.ir.graph import inline_subgraphs, parse_endpoint, ports
@@ -34,8 +35,9 @@ FILE_FIELDS: dict[type[nir.NIRNode], tuple[frozenset[str], frozenset[str]]] = {
 def read_nir(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> nir.NIRGraph:
     """Read a NIR file of this package or of any other tool.
 
-    The file is measured before anything is allocated. The compact form, pool circuits, the readout and the names that
-    `write_nir` wrote are put back, so a graph survives the round trip. Nested graphs of stock nodes are inlined.
+    The file is measured before anything is allocated. Integers, the compact form, pool circuits, the readout and the
+    names that `write_nir` wrote are put back, so a graph survives the round trip. Nested graphs of stock nodes are
+    inlined.
 
     Args:
         path: an HDF5 file as `nir.write` or `write_nir` writes it.
@@ -51,10 +53,11 @@ def read_nir(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> nir.NIR
         graph = _build_graph(tree, "the graph")
         check_format(_described(graph), "the file")
         graph, described = _restore_names(graph)
-        graph = restore_readout(graph, described)
-        graph = inline_subgraphs(graph)
+        graph = inline_subgraphs(restore_readout(graph, described))
         graph.metadata = _without_format(graph.metadata)
+        stock, graph = graph, raise_integers(graph, described)
         verify(graph)
+        check_integers(stock, graph)
         graph, raised = raise_circuits(graph)
         if raised:
             verify(graph)

@@ -1,15 +1,18 @@
 """Writing a graph as a NIR file."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import nir
+import numpy as np
 
 from statten_deploy.errors import UnsupportedError
 from statten_deploy.export.nir.compact import COMPACT_NODES, FORMAT, to_subgraph
 from statten_deploy.export.nir.hdf5 import write_file
+from statten_deploy.export.nir.integers import INTEGER_NODES, lower_integers
 from statten_deploy.export.nir.names import written_names
 from statten_deploy.export.nir.readout import cut_readout
 from statten_deploy.export.nir.stock import STOCK_NODES, normalised
@@ -23,6 +26,7 @@ from statten_deploy.ir.graph import (
     successors,
     topological_order,
 )
+from statten_deploy.ir.integer import TemporalSum
 from statten_deploy.ir.nodes import SpikeMaxPool2d, TemporalMean
 from statten_deploy.ir.shapes import Shape, infer_shapes
 from statten_deploy.ir.verify import verify
@@ -33,8 +37,9 @@ from statten_deploy.passes import spike_maxpool_to_circuit
 class WriteReport:
     """What was written.
 
-    forms: every node of the graph with the form it took: ``stock``, ``circuit`` (a spike max-pool as convolution and
-        gate), ``compact`` (an operation NIR lacks) or ``readout`` (a mean over time, now the caller's).
+    forms: every node of the graph with the form it took: ``stock``, ``integer`` (a quantised node as the stock node of
+        the same equation), ``circuit`` (a spike max-pool as convolution and gate), ``compact`` (an operation NIR
+        lacks) or ``readout`` (a mean or sum over time, now the caller's).
     names: every node of the file, from its name there to its name in the graph.
     type_checked: the file opens with plain `nir.read`; otherwise it takes ``type_check=False``.
     """
@@ -54,9 +59,10 @@ class WriteReport:
 def write_nir(graph: nir.NIRGraph, path: str | Path) -> WriteReport:
     """Write a graph to a NIR file (docs/nir.md describes it); identical graphs give identical bytes.
 
-    Stock nodes are written as they are. A `SpikeMaxPool2d` becomes its circuit of stock nodes. `STAttenAttention`,
-    `SpikeAnd`, `TokenMaxPool` and `MaxPool2d` take the compact form. A `TemporalMean` before an Output is left to the
-    reader. `read_nir` gives back an equal graph. The graph itself is not changed.
+    Stock nodes are written as they are, quantised nodes as stock nodes that hold their integers. A `SpikeMaxPool2d`
+    becomes its circuit of stock nodes. `STAttenAttention`, `SpikeAnd`, `TokenMaxPool` and `MaxPool2d` take the compact
+    form. A `TemporalMean` or `TemporalSum` before an Output is left to the reader. `read_nir` gives back an equal
+    graph. The graph itself is not changed.
 
     Raises:
         GraphError: the graph is not valid. UnsupportedError: a node with no form in a file.
@@ -66,8 +72,9 @@ def write_nir(graph: nir.NIRGraph, path: str | Path) -> WriteReport:
     graph = inline_subgraphs(graph)
     verify(graph)
     forms = {name: _form(name, node) for name, node in graph.nodes.items()}
-    lowered, means = cut_readout(spike_maxpool_to_circuit(graph)[0])
-    file_graph, names = _file_graph(lowered, means)
+    stock, integers = lower_integers(graph)
+    lowered, readouts = cut_readout(spike_maxpool_to_circuit(stock)[0])
+    file_graph, names = _file_graph(lowered, {**integers, **readouts})
     warnings = []
     compact = sorted({type(graph.nodes[name]).__name__ for name, form in forms.items() if form == "compact"})
     if compact:
@@ -79,6 +86,7 @@ def write_nir(graph: nir.NIRGraph, path: str | Path) -> WriteReport:
     if refused is not None:
         warnings.append(f"plain nir.read refuses the file ({refused}); it opens with type_check=False")
     warnings += _traps(lowered)
+    warnings += _leaks(stock, integers)
     write_file(path, file_graph)
     originals = {written: name for name, written in names.items()}
     return WriteReport(path, forms, originals, not compact and refused is None, tuple(warnings))
@@ -89,15 +97,20 @@ def _form(name: str, node: nir.NIRNode) -> str:
         return "compact"
     if isinstance(node, SpikeMaxPool2d):
         return "circuit"
-    if isinstance(node, TemporalMean):
+    if isinstance(node, TemporalMean | TemporalSum):
         return "readout"
+    if isinstance(node, INTEGER_NODES):
+        return "integer"
     if isinstance(node, STOCK_NODES):
         return "stock"
     raise UnsupportedError(f"{name!r}: a NIR file has no form for {type(node).__name__}")
 
 
-def _file_graph(graph: nir.NIRGraph, means: dict[str, str]) -> tuple[nir.NIRGraph, dict[str, str]]:
-    """The graph as it stands in the file, and the names: in the graph -> in the file."""
+def _file_graph(graph: nir.NIRGraph, told: dict[str, dict[str, Any]]) -> tuple[nir.NIRGraph, dict[str, str]]:
+    """The graph as it stands in the file, and the names: in the graph -> in the file.
+
+    `told` is what else goes into the metadata of a node.
+    """
     order = list(graph.nodes) if is_cyclic(graph) else topological_order(graph)
     names = written_names(graph, order)
     shapes = infer_shapes(graph)
@@ -109,8 +122,7 @@ def _file_graph(graph: nir.NIRGraph, means: dict[str, str]) -> tuple[nir.NIRGrap
         described: dict[str, Any] = {"index": position[name]}
         if names[name] != name:
             described["name"] = name
-        if name in means:
-            described |= {"readout": "mean", "readout_name": means[name]}
+        described |= told.get(name, {})
         nodes[names[name]] = _file_node(graph.nodes[name], given, shapes[name], described)
     metadata = {**graph.metadata, "statten": {**hints(graph), "format": FORMAT}}
     return nir.NIRGraph(nodes, _file_edges(graph, order, names), metadata=metadata, type_check=False), names
@@ -147,6 +159,17 @@ def _stock_check(graph: nir.NIRGraph) -> str | None:
     except (ValueError, AssertionError, NotImplementedError, TypeError, IndexError) as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
     return None
+
+
+def _leaks(stock: nir.NIRGraph, integers: Mapping[str, Any]) -> list[str]:
+    """Neurons whose bias no convolution could carry: another tool starts their membranes elsewhere."""
+    found = [name for name in integers if np.any(getattr(stock.nodes[name], "v_leak", 0))]
+    if not found:
+        return []
+    return [
+        f"the biases of {len(found)} neuron layers ({', '.join(map(repr, found))}) had to go to v_leak, where other "
+        "tools start their membranes; statten-deploy starts them at 0"
+    ]
 
 
 def _traps(graph: nir.NIRGraph) -> list[str]:

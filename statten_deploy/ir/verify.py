@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 import nir
 import numpy as np
@@ -19,6 +19,16 @@ from statten_deploy.ir.graph import (
     predecessors,
     successors,
 )
+from statten_deploy.ir.integer import (
+    InputEncoder,
+    IntegerConv2d,
+    IntegerLIF,
+    IntegerLinear,
+    IntegerSumPool2d,
+    TemporalSum,
+    is_quantised,
+)
+from statten_deploy.ir.limits import DEFAULT_BITS, integer_problems
 from statten_deploy.ir.nodes import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TemporalMean, TokenMaxPool
 from statten_deploy.ir.shapes import NEURON_PARAMETERS, RULES, Shape, propagate, sizes
 
@@ -30,10 +40,13 @@ TIME_CONSTANTS = {
 }
 """Fields that are time constants in seconds."""
 
-STATEFUL = (nir.LIF, nir.CubaLIF, nir.IF, nir.LI, nir.CubaLI, nir.I, nir.Delay, STAttenAttention, TemporalMean)
+STATEFUL = (nir.LIF, nir.CubaLIF, nir.IF, nir.LI, nir.CubaLI, nir.I, nir.Delay, IntegerLIF, STAttenAttention)
 """Nodes whose output at one step depends on other steps."""
 
-SPIKING = (nir.LIF, nir.CubaLIF, nir.IF, nir.Threshold)
+READOUTS = (TemporalMean, TemporalSum)
+"""Nodes that take all steps together: what stands behind them has no time axis."""
+
+SPIKING = (nir.LIF, nir.CubaLIF, nir.IF, nir.Threshold, IntegerLIF)
 """Neurons that emit 0/1; their spikes are what is counted."""
 
 BINARY_INPUT = (SpikeMaxPool2d, SpikeAnd, TokenMaxPool, STAttenAttention)
@@ -41,7 +54,8 @@ BINARY_INPUT = (SpikeMaxPool2d, SpikeAnd, TokenMaxPool, STAttenAttention)
 
 REAL_VALUED = (
     *(nir.Affine, nir.Linear, nir.Conv1d, nir.Conv2d, nir.AvgPool2d, nir.SumPool2d, nir.LI, nir.CubaLI, nir.I),
-    *(MaxPool2d, STAttenAttention, TemporalMean),
+    *(InputEncoder, IntegerConv2d, IntegerLinear, IntegerSumPool2d),
+    *(MaxPool2d, STAttenAttention, *READOUTS),
 )
 """Nodes whose output is not 0/1."""
 
@@ -68,8 +82,8 @@ def verify(graph: nir.NIRGraph, *, dt: float | None = None) -> None:
     Raises:
         GraphError: dangling or duplicate edges, unknown nodes or ports, ports without an edge, shapes that do not meet,
             no Input or Output, an Output that no Input reaches, NaN or infinite parameters, time constants that are
-            not positive or are shorter than a step, heads, groups or windows that do not divide, real-valued signals
-            where 0/1 is defined, signals with and without a time axis mixed.
+            not positive or are shorter than a step, integers outside the fixed-point widths, heads, groups or windows
+            that do not divide, real-valued signals where 0/1 is defined, signals with and without a time axis mixed.
     """
     problems = list(_problems(graph, dt))
     if problems:
@@ -98,7 +112,8 @@ def _problems(graph: nir.NIRGraph, dt: float | None) -> Iterator[str]:
         shapes, disagreements = propagate(sound)
         yield from disagreements
     for name, node in graph.nodes.items():
-        yield from (f"{name!r} ({type(node).__name__}): {text}" for text in _extension(node, shapes.get(name), graph))
+        found = [*_extension(node, shapes.get(name), graph), *integer_problems(node, shapes.get(name), _bits(graph))]
+        yield from (f"{name!r} ({type(node).__name__}): {text}" for text in found)
     yield from _binary_ports(graph, into)
     yield from _time_axis(graph, into, after)
     if is_cyclic(sound):
@@ -115,9 +130,27 @@ def _hint_problems(graph: nir.NIRGraph) -> Iterator[str]:
         whole = isinstance(value, int | float | np.number) and np.isfinite(value) and value == int(value)
         if value is not None and not (whole and 1 <= int(value) <= MAX_TIME_STEPS):
             yield f"metadata {key!r} is {value!r}, expected a whole number from 1 to {MAX_TIME_STEPS}"
+    bits = hints(graph).get("bits")
+    if bits is not None and not _is_bits(bits):
+        yield f"metadata 'bits' is {bits!r}, expected a whole number from 2 to 8"
+    granularity = hints(graph).get("granularity")
+    if granularity is not None and granularity not in ("channel", "tensor"):
+        yield f"metadata 'granularity' is {granularity!r}, expected 'channel' or 'tensor'"
+    if is_quantised(graph) and hints(graph).get("time_steps") is None:
+        yield "a quantised graph needs 'time_steps' in its metadata"
     dt = hints(graph).get("dt")
     if dt is not None and not (isinstance(dt, int | float | np.number) and np.isfinite(dt) and dt > 0):
         yield f"metadata 'dt' is {dt!r}, expected a positive number of seconds"
+
+
+def _is_bits(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= 8
+
+
+def _bits(graph: nir.NIRGraph) -> int:
+    """Width of the weights of a quantised graph, from its hints."""
+    found = hints(graph).get("bits")
+    return found if _is_bits(found) else DEFAULT_BITS
 
 
 def _hinted_dt(graph: nir.NIRGraph) -> float | None:
@@ -259,25 +292,26 @@ def _binary_ports(graph: nir.NIRGraph, into: Predecessors) -> Iterator[str]:
 
 
 def _time_axis(graph: nir.NIRGraph, into: Predecessors, after: dict[str, list[str]]) -> Iterator[str]:
-    means = [name for name, node in graph.nodes.items() if isinstance(node, TemporalMean)]
-    final = _reach(means, after)
-    without = final.union(means)
+    readouts = {name: type(node).__name__ for name, node in graph.nodes.items() if isinstance(node, READOUTS)}
+    final = _reach(readouts, after)
+    without = final.union(readouts)
+    readout = next(iter(readouts.values()), "")
     for name in graph.nodes:
         if name not in final:
             continue
         kind = type(graph.nodes[name]).__name__
-        if isinstance(graph.nodes[name], STATEFUL):
-            yield f"{name!r} ({kind}) needs a time axis, but stands behind a TemporalMean"
+        if isinstance(graph.nodes[name], (*STATEFUL, *READOUTS)):
+            yield f"{name!r} ({kind}) needs a time axis, but stands behind a {readout}"
             continue
         timed = [source for sources in into[name].values() for source in sources if source not in without]
         if timed:
-            yield f"{name!r} ({kind}): {timed[0]!r} has a time axis and the signal behind a TemporalMean has none"
+            yield f"{name!r} ({kind}): {timed[0]!r} has a time axis and the signal behind a {readout} has none"
 
 
 def _loops(graph: nir.NIRGraph, after: dict[str, list[str]]) -> Iterator[str]:
     """Operations that need later steps cannot stand inside a loop."""
     for name, node in graph.nodes.items():
-        whole = isinstance(node, TemporalMean) or (
+        whole = isinstance(node, READOUTS) or (
             isinstance(node, STAttenAttention) and node.mode == "block" and node.window > 1
         )
         if whole and name in _reach([name], after):

@@ -21,6 +21,15 @@ from statten_deploy.ir import (
     TokenMaxPool,
     infer_shapes,
 )
+from statten_deploy.ir.integer import (
+    QUANTISED,
+    InputEncoder,
+    IntegerConv2d,
+    IntegerLIF,
+    IntegerLinear,
+    IntegerSumPool2d,
+    TemporalSum,
+)
 from statten_deploy.ir.shapes import RULES, explicit_padding, sizes
 from tests.simulate.builders import affine, chain, conv, graph, inp, lif, out, pool
 
@@ -59,6 +68,12 @@ CASES: list[tuple[nir.NIRNode, tuple[int, ...], tuple[int, ...]]] = [
     (MaxPool2d((3, 2), (2, 1), (1, 0)), (4, 7, 8), (4, 4, 7)),
     (TokenMaxPool(2), (4, 3, 3), (4, 3, 3)),
     (TemporalMean(), (4, 3), (4, 3)),
+    (InputEncoder(np.ones(2), np.zeros(2)), (2, 5, 5), (2, 5, 5)),
+    (IntegerConv2d(np.ones((6, 2, 3, 1)), np.zeros(6), np.ones(6), (2, 1), (1, 0), (1, 2), 2), (4, 9, 5), (6, 5, 5)),
+    (IntegerLinear(np.ones((3, 4)), np.zeros(3), np.zeros(3), np.ones(3)), (4,), (3,)),
+    (IntegerSumPool2d((2, 3), (2, 1), -2), (3, 6, 5), (3, 3, 3)),
+    (IntegerLIF(np.ones((2, 1, 1)), 2048, np.zeros((2, 1, 1)), np.zeros((2, 1, 1)), (2, 3, 3)), (2, 3, 3), (2, 3, 3)),
+    (TemporalSum(0.5), (4,), (4,)),
 ]
 
 
@@ -71,7 +86,7 @@ def test_every_node(node: nir.NIRNode, given_shape: tuple[int, ...], expected: t
 
 def test_every_node_type_has_a_rule_and_a_case() -> None:
     stock = {getattr(nir, name) for name in nir.ir.__all__ if isinstance(getattr(nir, name), type)}
-    assert set(RULES) == (stock | set(EXTENSION_NODES)) - {nir.NIRNode, nir.NIRGraph}
+    assert set(RULES) == (stock | set(EXTENSION_NODES) | set(QUANTISED)) - {nir.NIRNode, nir.NIRGraph}
     tested = {type(node) for node, _, _ in CASES} | {nir.Input, nir.Output, STAttenAttention, SpikeAnd}
     assert tested == set(RULES)
 
@@ -137,6 +152,12 @@ def test_a_loop_that_nothing_determines() -> None:
         (pool(nir.SumPool2d, 2, 2, 0), (4,), r"takes a signal \(channels, height, width\), got \(4,\)"),
         (nir.Flatten(None, 1, 3), (2, 3), r"cannot flatten axes 1 to 3 of \(2, 3\)"),
         (TokenMaxPool(3), (4, 2, 2), r"num_heads 3 does not divide the 4 channels"),
+        (IntegerSumPool2d(2, 2, 0), (4,), r"takes a signal \(channels, height, width\), got \(4,\)"),
+        (
+            IntegerLIF(np.ones(4), 2048, np.zeros(4), np.zeros(4), (4,)),
+            (5,),
+            r"its neurons have shape \(4,\), the signal has \(5,\)",
+        ),
     ],
 )
 def test_what_does_not_fit(node: nir.NIRNode, given_shape: tuple[int, ...], message: str) -> None:

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from statten_deploy.export.nir import read_nir, write_nir
+from statten_deploy.fixed_point.runner import IntegerRunner
 from statten_deploy.frontend import build_graph
 from statten_deploy.ir import MaxPool2d, STAttenAttention, TemporalMean, TokenMaxPool
 from statten_deploy.simulate import Simulator
 from tests.conftest import lively_model, small_config
+from tests.export.nir.integer_graphs import counts, untruncated
 from tests.simulate.builders import affine, chain, conv, frames, graph, inp, lif, out, pool, residual_network
 
 spikingjelly_nir = pytest.importorskip("spikingjelly.activation_based.nir_exchange")
@@ -151,6 +153,21 @@ def test_current_based_neurons(tool: str, tmp_path: Path) -> None:
     ours = Simulator(network).run(x).outputs["y"][0]
     assert 0.05 < ours.mean() < 0.95
     np.testing.assert_array_equal(run_elsewhere(tool, tmp_path / "n.nir", x), ours)
+
+
+@tools
+@pytest.mark.parametrize("du", [4095, 2047])
+def test_quantised_networks(tool: str, du: int, tmp_path: Path) -> None:
+    """A file of integers is an ordinary network to them; where nothing is cut off, they compute the same integers."""
+    rng = np.random.default_rng(1)
+    network, x = untruncated(rng, du), counts(rng, 1)
+    report = write_nir(network, tmp_path / "n.nir")
+    assert report.type_checked
+    expected = IntegerRunner(network).run(x, spikes=True)
+    assert all(0.05 < spikes.mean() < 0.95 for spikes in expected.spikes.values())
+    steps = run_elsewhere(tool, tmp_path / "n.nir", x)
+    np.testing.assert_array_equal(steps.sum(0), expected.outputs["logits"][0])
+    assert len(np.unique(steps, axis=0)) > 1
 
 
 def test_integrate_and_fire_in_spikingjelly(tmp_path: Path) -> None:
