@@ -94,7 +94,7 @@ def build_onnx(
         for name in order:
             if isinstance(graph.nodes[name], SPIKING):
                 emit_spike_count(b, b.unique(f"spike_counts/{name}"), signals[name])
-    write_metadata(b.model, graph, time_steps, dt, metadata or {})
+    write_metadata(b.model, graph, time_steps, dt, metadata or {}, flavour="float32")
     return b.model
 
 

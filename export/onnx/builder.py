@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 Shape = tuple[int, ...]
@@ -35,28 +35,22 @@ class Signal:
     time: Time
 
 
-class Builder:
+class ModelWriter:
     """Collects nodes and initialisers directly in a `ModelProto`, so that weights exist once.
 
     Names: a node of the spiking graph gives its name to the ONNX node that computes its result and to that result.
     Auxiliary nodes and values are called ``<name>/<what>``, weights ``<name>.<parameter>``.
     """
 
-    def __init__(
-        self, shapes: Mapping[str, Shape], time_steps: int, dt: float, terms: Mapping[str, frozenset[str]]
-    ) -> None:
+    def __init__(self, shapes: Mapping[str, Shape], time_steps: int) -> None:
         self.shapes = shapes  # of every graph node
         self.time_steps = time_steps
-        self.dt = dt
-        self.terms = terms  # parameters that the neuron functions take, by function name
         self.model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="statten-deploy")
         self.model.opset_import.add(domain="", version=OPSET)
         self.aliases: dict[str, str] = {}
         self._taken = set(shapes)
         self._ints: dict[tuple[int, ...], str] = {}
         self._functions: set[str] = set()
-        self._sums: dict[tuple[str, ...], Signal] = {}
-        self._tiled: dict[str, str] = {}
 
     # names
 
@@ -75,18 +69,15 @@ class Builder:
 
     # constants
 
-    def floats(self, name: str, array: ArrayLike) -> str:
-        """A float32 initialiser."""
-        return self._initializer(self.unique(name), np.asarray(array, dtype=np.float32))
-
     def ints(self, *values: int) -> str:
         """An int64 vector (a shape, axes, ...); equal vectors are one initialiser."""
         if values not in self._ints:
             name = self.unique("ints/" + ",".join(map(str, values)))
-            self._ints[values] = self._initializer(name, np.asarray(values, dtype=np.int64))
+            self._ints[values] = self.initializer(name, np.asarray(values, dtype=np.int64))
         return self._ints[values]
 
-    def _initializer(self, name: str, array: Array) -> str:
+    def initializer(self, name: str, array: Array) -> str:
+        """A constant of the dtype that the array has."""
         self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
@@ -106,6 +97,44 @@ class Builder:
         """Append the node that computes `name`: the result of a graph node or an output of the model."""
         self.append(op, inputs, [self.result_name(name)], name, **attributes)
 
+    def rows(self, time: Time) -> str:
+        """Name of the leading axis: ``batch``, or ``4*batch`` for a signal of four steps."""
+        return f"{self.time_steps}*{BATCH}" if time == "steps" and self.time_steps > 1 else BATCH
+
+    def register(self, function: onnx.FunctionProto) -> None:
+        """Make a model-local function part of the model."""
+        if not self._functions:
+            self.model.opset_import.add(domain=FUNCTION_DOMAIN, version=1)
+        if function.name not in self._functions:
+            self._functions.add(function.name)
+            self.model.functions.append(function)
+
+    def call(self, function: onnx.FunctionProto, inputs: Sequence[str], name: str) -> None:
+        """`result` by a call of a model-local function."""
+        self.register(function)
+        self.result(function.name, inputs, name, domain=FUNCTION_DOMAIN)
+
+    def reshape(self, value: str, shape: Sequence[int], name: str, what: str) -> str:
+        """An auxiliary Reshape to constant sizes, one of them -1."""
+        return self.aux("Reshape", [value, self.ints(*shape)], name, what)
+
+
+class Builder(ModelWriter):
+    """The model of a float graph under construction."""
+
+    def __init__(
+        self, shapes: Mapping[str, Shape], time_steps: int, dt: float, terms: Mapping[str, frozenset[str]]
+    ) -> None:
+        super().__init__(shapes, time_steps)
+        self.dt = dt
+        self.terms = terms  # parameters that the neuron functions take, by function name
+        self._sums: dict[tuple[str, ...], Signal] = {}
+        self._tiled: dict[str, str] = {}
+
+    def floats(self, name: str, array: ArrayLike) -> str:
+        """A float32 initialiser."""
+        return self.initializer(self.unique(name), np.asarray(array, dtype=np.float32))
+
     def main(self, op: str, inputs: Sequence[str], name: str, shape: Shape, time: Time, **attributes: Any) -> Signal:
         """`result` of a graph node, with its shape; returns the signal."""
         self.result(op, inputs, name, **attributes)
@@ -117,21 +146,6 @@ class Builder:
         if signal.value == name:  # else it is an output of the model, which is declared there
             self.model.graph.value_info.append(float_value(signal.value, [self.rows(time), *shape]))
         return signal
-
-    def rows(self, time: Time) -> str:
-        """Name of the leading axis: ``batch``, or ``4*batch`` for a signal of four steps."""
-        return f"{self.time_steps}*{BATCH}" if time == "steps" and self.time_steps > 1 else BATCH
-
-    def call(self, function: onnx.FunctionProto, inputs: Sequence[str], name: str) -> None:
-        """`result` by a call of a model-local function, which becomes part of the model the first time."""
-        if not self._functions:
-            self.model.opset_import.add(domain=FUNCTION_DOMAIN, version=1)
-        if function.name not in self._functions:
-            self._functions.add(function.name)
-            self.model.functions.append(function)
-        self.result(function.name, inputs, name, domain=FUNCTION_DOMAIN)
-
-    # signals
 
     def total(self, sources: Sequence[tuple[str, Signal]]) -> Signal:
         """Sum of several contributions, left to right; a common prefix of two sums is computed once.
@@ -165,9 +179,40 @@ class Builder:
             self._tiled[signal.value] = self.aux("Tile", [signal.value, repeats], signal.value, "repeated")
         return Signal(self._tiled[signal.value], signal.shape, "steps")
 
-    def reshape(self, value: str, shape: Sequence[int], name: str, what: str) -> str:
-        """An auxiliary Reshape to constant sizes, one of them -1."""
-        return self.aux("Reshape", [value, self.ints(*shape)], name, what)
+
+class FunctionBody:
+    """The nodes of a model-local function under construction."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+
+    def op(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Append a node; returns its output."""
+        self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def constant(self, value: ArrayLike, dtype: DTypeLike, output: str) -> str:
+        """A constant; returns its name."""
+        if dtype == np.float32 and np.ndim(value) == 0:
+            return self.op("Constant", [], output, value_float=float(np.asarray(value)))
+        return self.op("Constant", [], output, value=numpy_helper.from_array(np.asarray(value, dtype=dtype)))
+
+    def ints(self, output: str, *values: int) -> str:
+        """An int64 vector; returns its name."""
+        return self.op("Constant", [], output, value_ints=list(values))
+
+    def name_last(self, output: str) -> None:
+        """Call the output of the node written last `output`."""
+        self.nodes[-1].output[0] = output
+
+    def function(
+        self, name: str, inputs: Sequence[str], text: str, outputs: Sequence[str] = ("y",)
+    ) -> onnx.FunctionProto:
+        """The function of these nodes."""
+        opsets = [helper.make_opsetid("", OPSET)]
+        if any(node.domain == FUNCTION_DOMAIN for node in self.nodes):
+            opsets.append(helper.make_opsetid(FUNCTION_DOMAIN, 1))
+        return helper.make_function(FUNCTION_DOMAIN, name, inputs, outputs, self.nodes, opsets, doc_string=text)
 
 
 def float_value(name: str, dims: Sequence[str | int]) -> onnx.ValueInfoProto:
@@ -175,12 +220,12 @@ def float_value(name: str, dims: Sequence[str | int]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(dims))
 
 
-def compact(parameter: Array) -> Array:
+def compact(parameter: Array, dtype: DTypeLike = np.float32) -> Array:
     """A per-neuron parameter in the smallest shape that broadcasts to it: axes without variation get size 1.
 
     A parameter that is the same everywhere becomes a scalar.
     """
-    values = np.asarray(parameter, dtype=np.float32)
+    values = np.asarray(parameter, dtype=dtype)
     for axis in range(values.ndim):
         first = values.take([0], axis)
         if np.array_equal(np.broadcast_to(first, values.shape), values):

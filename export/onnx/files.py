@@ -19,11 +19,18 @@ LARGEST_FILE = (1 << 31) - 1
 
 
 def write_metadata(
-    model: onnx.ModelProto, graph: nir.NIRGraph, time_steps: int, dt: float, metadata: Mapping[str, str]
+    model: onnx.ModelProto,
+    graph: nir.NIRGraph,
+    time_steps: int,
+    dt: float,
+    metadata: Mapping[str, str],
+    *,
+    flavour: str,
 ) -> None:
     """Fill `metadata_props`: the graph's hints (numbers and text as text, the rest as JSON), then `metadata`.
 
-    ``layout``, ``time_steps``, ``dt`` and ``input`` describe the file itself and are always those it was built with.
+    ``layout``, ``flavour``, ``time_steps``, ``dt`` and ``input`` describe the file itself and are always those it was
+    built with.
 
     Raises:
         ConfigError: `metadata` contradicts them, or holds something that is not text.
@@ -32,6 +39,7 @@ def write_metadata(
     entries = {str(key): _text(value) for key, value in found.items()}
     own = {
         "layout": "sequence",
+        "flavour": flavour,
         "time_steps": str(time_steps),
         "dt": repr(dt),
         "input": "image" if found.get("input") == "image" else "frames",

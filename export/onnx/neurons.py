@@ -15,27 +15,30 @@ from typing import Any
 
 import nir
 import numpy as np
-from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import FunctionProto, ModelProto, TensorProto, helper
 
-from statten_deploy.export.onnx.builder import BATCH, FUNCTION_DOMAIN, OPSET, Array, Builder, Signal, compact
+from statten_deploy.export.onnx.builder import (
+    BATCH,
+    FUNCTION_DOMAIN,
+    Array,
+    Builder,
+    FunctionBody,
+    Signal,
+    compact,
+)
 
 State = tuple[str, ...]
 Step = Callable[["Body", str, State, int], tuple[str, State]]
 """(body, current, state or () at the first step, step) -> (output, next state)."""
 
 
-class Body:
-    """The nodes of a function under construction; the value ``v`` of step 3 is called ``v_3``."""
+class Body(FunctionBody):
+    """The nodes of a neuron's function under construction; the value ``v`` of step 3 is called ``v_3``."""
 
     def __init__(self, terms: frozenset[str]) -> None:
+        super().__init__()
         self.terms = terms
-        self.nodes: list[NodeProto] = []
         self._scaled: dict[tuple[str, str], str] = {}
-
-    def op(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Append a node; returns its output."""
-        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
-        return output
 
     def scaled(self, factor: str, value: str, result: str) -> str:
         """``factor · value``, or `value` where the factor is 1 in every neuron. Computed once for a held value."""
@@ -217,17 +220,11 @@ def neuron_function(neuron: Neuron, time_steps: int, terms: tuple[str, ...], *, 
     else:
         body.op("Concat", outputs, "y", axis=0)
     layout = "x: [batch, ...], the same at every step" if held else "x: [steps*batch, ...], time-major"
-    return _function(
+    return body.function(
         neuron.name + ("Held" if held else ""),
         ["x", *terms],
-        body.nodes,
         f"{time_steps} steps of: {neuron.equation}\n{layout}; y: [steps*batch, ...], time-major",
     )
-
-
-def _function(name: str, inputs: list[str], nodes: list[NodeProto], text: str) -> FunctionProto:
-    opsets = [helper.make_opsetid("", OPSET)]
-    return helper.make_function(FUNCTION_DOMAIN, name, inputs, ["y"], nodes, opsets, doc_string=text)
 
 
 # without a membrane
@@ -237,7 +234,7 @@ def emit_threshold(b: Builder, name: str, node: nir.Threshold, x: Signal) -> Sig
     """``y = x > threshold``, at every step by itself."""
     body = Body(frozenset())
     body.op("Cast", [body.op("Greater", ["x", "threshold"], "fired")], "y", to=TensorProto.FLOAT)
-    function = _function("Threshold", ["x", "threshold"], body.nodes, "y = x > threshold")
+    function = body.function("Threshold", ["x", "threshold"], "y = x > threshold")
     b.call(function, [x.value, b.floats(f"{name}.threshold", compact(node.threshold))], name)
     return b.declare(name, x.shape, x.time)
 
@@ -277,10 +274,7 @@ def emit_spike_count(b: Builder, output: str, spikes: Signal) -> None:
 def _count_function(time_steps: int) -> FunctionProto:
     """float32 sums of ones are exact up to 2^24, so only one channel's plane is summed in float32."""
     body = Body(frozenset())
-
-    def ints(name: str, *values: int) -> str:
-        return body.op("Constant", [], name, value_ints=list(values))
-
+    ints = body.ints
     planes = body.op("Reshape", ["x", ints("plane_shape", 0, 0, -1)], "planes")
     plane_counts = body.op("ReduceSum", [planes, ints("plane", 2)], "plane_counts", keepdims=0)
     exact = body.op("Cast", [plane_counts], "exact", to=TensorProto.INT64)
@@ -288,4 +282,4 @@ def _count_function(time_steps: int) -> FunctionProto:
     by_step = body.op("Reshape", [step_counts, ints("step_shape", time_steps, -1)], "by_step")
     body.op("ReduceSum", [by_step, ints("step", 0)], "y", keepdims=0)
     text = "Spikes over all steps and neurons\nx: [steps*batch, channels, ...] of 0 and 1; y: int64 [batch]"
-    return _function("SpikeCount", ["x"], body.nodes, text)
+    return body.function("SpikeCount", ["x"], text)

@@ -268,11 +268,13 @@ def _token_pool(node: TokenMaxPool, state: _State, x: Int) -> Int:
 
 
 def _flatten(node: nir.Flatten, state: _State, x: Int) -> Int:
-    return x.reshape(*x.shape[:2], -1)
+    rank = x.ndim - 2
+    start, end = (int(axis) % rank + 2 for axis in (node.start_dim, node.end_dim))
+    return x.reshape(*x.shape[:start], -1, *x.shape[end + 1 :])
 
 
 def _temporal_sum(node: TemporalSum, state: _State, x: Int) -> Int:
-    return np.asarray(x.sum(0))
+    return np.asarray(x.sum(0) * (state.time_steps // len(x)))  # a held signal counts at every step
 
 
 def _output(node: nir.Output, state: _State, x: Int) -> Int:

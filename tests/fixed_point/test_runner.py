@@ -1,5 +1,7 @@
 """The integer runner: micro-batches change nothing, graphs without a sum over time give every step."""
 
+from itertools import pairwise
+
 import nir
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from statten_deploy.errors import InputError, UnsupportedError
 from statten_deploy.fixed_point import runner
 from statten_deploy.fixed_point.runner import IntegerRunner, real_outputs
 from statten_deploy.frontend import build_graph
-from statten_deploy.ir.integer import InputEncoder, IntegerLIF, IntegerLinear
+from statten_deploy.ir.integer import InputEncoder, IntegerLIF, IntegerLinear, TemporalSum
 from statten_deploy.quantize import quantize
+from statten_deploy.simulate.integer import TorchIntegerRunner
 from tests.conftest import lively_input, lively_model, small_config
 
 
@@ -56,6 +59,28 @@ def test_outputs_of_every_step() -> None:
 def test_a_held_input_gives_every_step_too() -> None:
     currents = IntegerRunner(chain("linear")).run(np.array([[1, 0]], np.float32)).outputs["output"]
     np.testing.assert_array_equal(currents, [[[6, 1]] * 3])
+
+
+def test_a_sum_over_time_of_a_held_signal_counts_every_step() -> None:
+    graph = chain("linear")
+    graph.nodes["sum"] = TemporalSum(0.5)
+    graph.edges[-1:] = [("linear", "sum"), ("sum", "output")]
+    for engine in (IntegerRunner, TorchIntegerRunner):
+        total = engine(graph).run(np.array([[1, 0]], np.float32)).outputs["output"]
+        np.testing.assert_array_equal(total, [[18, 3]])
+
+
+def test_flatten_takes_the_axes_it_names() -> None:
+    nodes = {
+        "input": nir.Input({"input": np.array([2, 3, 4])}),
+        "encoder": InputEncoder(np.ones(2), np.zeros(2)),
+        "flatten": nir.Flatten({"input": np.array([2, 3, 4])}, 1, 2),
+        "output": nir.Output({"output": np.array([2, 12])}),
+    }
+    edges = list(pairwise(nodes))
+    graph = nir.NIRGraph(nodes, edges, metadata={"statten": {"time_steps": 2}}, type_check=False)
+    x = np.arange(48, dtype=np.float32).reshape(1, 2, 2, 3, 4)
+    np.testing.assert_array_equal(IntegerRunner(graph).run(x).outputs["output"], x.reshape(1, 2, 2, 12))
 
 
 def test_what_does_not_fit_is_refused() -> None:

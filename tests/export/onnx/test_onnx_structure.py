@@ -13,6 +13,7 @@ import pytest
 
 from statten_deploy.errors import ConfigError, UnsupportedError
 from statten_deploy.export.onnx import EMITTERS, build_onnx, files, save_onnx
+from statten_deploy.export.onnx.integer import EMITTERS as INTEGER_EMITTERS
 from statten_deploy.ir import TemporalMean
 from statten_deploy.ir.shapes import RULES
 from tests.export.onnx.onnx_harness import (
@@ -166,6 +167,7 @@ def test_metadata_describes_the_file_and_is_readable_at_run_time() -> None:
     found = session(model).get_modelmeta().custom_metadata_map
     assert found == {
         "layout": "sequence",
+        "flavour": "float32",
         "format": "1",
         "name": "renamed",
         "time_steps": "4",
@@ -233,5 +235,5 @@ def test_models_too_large_for_one_file_are_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_every_node_type_has_an_emitter() -> None:
-    """Shape rules exist for every node of the graph; the export covers them all."""
-    assert set(EMITTERS) | {nir.Input, nir.Output} == set(RULES)
+    """Shape rules exist for every node of the graph; the two flavours of the export cover them all."""
+    assert set(EMITTERS) | set(INTEGER_EMITTERS) | {nir.Input, nir.Output} == set(RULES)

@@ -1,0 +1,122 @@
+"""How large the numbers inside a neuron get, and so which float type holds them exactly and what may be left out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from statten_deploy.errors import UnsupportedError
+from statten_deploy.fixed_point.arithmetic import (
+    CURRENT_SHIFT,
+    DECAY_BITS,
+    NO_SYNAPTIC_MEMORY,
+    STATE_BITS,
+    STATE_MAX,
+    Int,
+    shift,
+    truncate,
+)
+from statten_deploy.fixed_point.ranges import Interval
+from statten_deploy.ir.integer import IntegerLIF
+
+FloatType = type[np.float32] | type[np.float64]
+ONE = 1 << DECAY_BITS
+HALF, FULL = 1 << (STATE_BITS - 1), 1 << STATE_BITS
+
+
+def exact_float(magnitude: int, name: str) -> FloatType:
+    """The float type that holds every whole number up to `magnitude`: float32 below 2^24, float64 below 2^53.
+
+    Raises:
+        UnsupportedError: neither does.
+    """
+    if magnitude < 1 << 24:
+        return np.float32
+    if magnitude < 1 << 53:
+        return np.float64
+    raise UnsupportedError(
+        f"{name!r}: its numbers can reach {magnitude}, expected less than 2^53; use smaller weights or exponents"
+    )
+
+
+@dataclass(frozen=True)
+class NeuronPlan:
+    """What a layer's neurons need, proved for every input.
+
+    `dtype` holds every number of the update exactly; `exact`: no decay leaves anything to truncate.
+    """
+
+    dtype: FloatType
+    dv: int
+    du: int
+    wraps: bool
+    saturates: bool
+    exact: bool
+
+
+def plan_neuron(name: str, node: IntegerLIF, a: Interval, steps: int) -> NeuronPlan:
+    """Interval arithmetic over all steps for input sums `a` (after `input_exponent`), per channel."""
+    kept, recalled = ONE - node.dv, NO_SYNAPTIC_MEMORY - node.du
+    bias, threshold = neuron_bias(node).reshape(-1), shift(node.threshold, CURRENT_SHIFT).reshape(-1)
+    current = a.shifted(CURRENT_SHIFT)
+    u = v = Interval(np.zeros_like(a.low), np.zeros_like(a.low))
+    largest = a.magnitude  # a << 6 has no more significant bits than a
+    wraps = saturates = False
+    for _ in range(steps):
+        if recalled:
+            largest = max(largest, u.magnitude * odd_part(recalled))
+            u = _decayed(u, recalled) + current
+            largest = max(largest, u.magnitude)
+        else:
+            u = current
+        if bool(np.any(u.high > HALF) or np.any(u.low <= -HALF)):
+            wraps, u = True, wrapped(u)
+        drive = Interval(u.low + bias, u.high + bias)
+        largest = max(largest, drive.magnitude, v.magnitude * odd_part(kept))
+        v = _decayed(v, kept) + drive
+        largest = max(largest, v.magnitude)
+        saturates |= v.magnitude > STATE_MAX
+        # what stays below the threshold, or 0 after a spike
+        v = Interval(np.clip(v.low, -STATE_MAX, 0), np.clip(v.high, 0, threshold))
+    exact = not saturates and not recalled and _divides(node, bias, steps - 1)
+    return NeuronPlan(exact_float(largest, name), node.dv, node.du, wraps, saturates, exact)
+
+
+def neuron_bias(node: IntegerLIF) -> Int:
+    """Bias in membrane units, shaped as in the node."""
+    return shift(node.bias_mantissa, node.bias_exponent)
+
+
+def odd_part(factor: int) -> int:
+    """`factor` without its powers of two: only this multiplies the significant bits of a product."""
+    return factor // (factor & -factor) if factor else 0
+
+
+def wrapped(u: Interval) -> Interval:
+    """Bounds after one turn of the register; channels that stay inside it keep theirs."""
+    over = (u.high > HALF) | (u.low <= -HALF)
+    low, high = np.minimum(u.low + FULL, 1 - HALF), np.maximum(u.high - FULL, HALF)
+    return Interval(np.where(over, low, u.low), np.where(over, high, u.high))
+
+
+def _decayed(x: Interval, factor: int) -> Interval:
+    return Interval(truncate(x.low * factor), truncate(x.high * factor))
+
+
+def _divides(node: IntegerLIF, bias: Int, decays: int) -> bool:
+    """Whether so many decays by (4096 - dv) / 4096 stay whole numbers.
+
+    Drives are multiples of 2^k, as ``a << 6`` and the biases are; each decay uses up some of the k.
+    """
+    kept = ONE - node.dv
+    if kept in (0, ONE):
+        return True
+    k = CURRENT_SHIFT + max(node.input_exponent, 0)
+    together = int(np.bitwise_or.reduce(np.abs(bias)))
+    if together:
+        k = min(k, _twos(together))
+    return k >= decays * (DECAY_BITS - _twos(kept))
+
+
+def _twos(value: int) -> int:
+    """The powers of two in a number."""
+    return (value & -value).bit_length() - 1

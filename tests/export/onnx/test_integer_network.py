@@ -1,0 +1,74 @@
+"""Whole networks in integers: every spike, membrane and logit is the integer runner's."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from statten_deploy.export.onnx.integer import build_integer_onnx
+from statten_deploy.fixed_point.runner import IntegerRunner
+from statten_deploy.frontend import build_graph
+from statten_deploy.models.checkpoint import load_model
+from statten_deploy.quantize import QuantizeOptions, quantize
+from statten_deploy.train.data import load_arrays
+from tests.export.onnx.integer_harness import ALL, OFF, agree, in_onnxruntime, in_reference, quantised
+
+ZOO = Path(__file__).resolve().parents[3] / "models/zoo"
+
+
+@pytest.mark.parametrize(("bits", "granularity"), [(2, "channel"), (4, "tensor"), (8, "channel"), (8, "tensor")])
+def test_every_variant(variant: str, bits: int, granularity: str) -> None:
+    graph, x = quantised(variant, bits, granularity)
+    result = agree(graph, x)
+    assert sum(int(spikes.sum()) for spikes in result.spikes.values()) > 1000
+
+
+@pytest.mark.parametrize("variant", ["static", "sliding", "plif", "normalised", "dvs", "dvs-sdt"])
+def test_no_optimisation_and_the_reference_evaluator_give_the_same(variant: str) -> None:
+    graph, x = quantised(variant, image_size=(8, 8), embed_dim=16)
+    agree(graph, x, in_onnxruntime(OFF), in_onnxruntime(ALL, threads=2), in_reference)
+
+
+@pytest.mark.parametrize("variant", ["static", "dvs", "plif", "sliding"])
+def test_sixteen_steps_truncate(variant: str) -> None:
+    graph, x = quantised(variant, time_steps=16, chunk_size=4)
+    agree(graph, x)
+
+
+@pytest.mark.parametrize("variant", ["static", "frames"])
+def test_one_step(variant: str) -> None:
+    graph, x = quantised(variant, time_steps=1, chunk_size=1)
+    agree(graph, x)
+
+
+@pytest.mark.parametrize(("name", "bits"), [("digits", 8), ("digits", 4), ("digits-stream", 8), ("digits-stream", 4)])
+def test_shipped_networks(name: str, bits: int) -> None:
+    model = load_model(ZOO / f"{name}.ckpt")
+    graph = quantize(build_graph(model), QuantizeOptions(bits))
+    x, _ = load_arrays("digits", "test", model.config)
+    result = agree(graph, x[:64], in_onnxruntime(ALL), in_onnxruntime(OFF), in_onnxruntime(ALL, threads=2))
+    with torch.no_grad():
+        floats = model(torch.from_numpy(x[:64])).numpy()
+    assert (result.outputs["logits"].argmax(1) == floats.argmax(1)).mean() > 0.9
+
+
+def test_the_batch_is_free() -> None:
+    graph, _ = quantised("static")
+    model = build_integer_onnx(graph)
+    x = np.random.default_rng(0).random((5, 3, 16, 16), dtype=np.float32)
+    together = in_onnxruntime()(model, {"image": x})["logits"]
+    for i in range(5):
+        np.testing.assert_array_equal(in_onnxruntime()(model, {"image": x[i : i + 1]})["logits"], together[i : i + 1])
+
+
+@pytest.mark.parametrize("variant", ["static", "dvs-sdt"])
+def test_spike_counts(variant: str) -> None:
+    graph, x = quantised(variant)
+    model = build_integer_onnx(graph, spike_counts=True)
+    found = in_onnxruntime()(model, {model.graph.input[0].name: x})
+    expected = IntegerRunner(graph).run(x).spike_counts
+    assert found.keys() == {"logits"} | {f"spike_counts/{name}" for name in expected}
+    for name, count in expected.items():
+        assert found[f"spike_counts/{name}"].dtype == np.int64
+        np.testing.assert_array_equal(found[f"spike_counts/{name}"], count, err_msg=name)
