@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,9 +21,17 @@ from statten_deploy.models.config import ModelConfig, config_values, hidden_widt
 from statten_deploy.models.statten import STAtten
 
 CONFIG_KEY = "statten_config"
+QUANTISATION_KEY = "statten_quantisation"
 PREFIXES = ("module.", "model.", "_orig_mod.")
 TORCH_SUFFIXES = (".ckpt", ".pth", ".pth.tar", ".pt", ".tar", ".bin")
 BLOCK = re.compile(r"^block\.(\d+)\.")
+
+
+class Quantisation(TypedDict):
+    """For which integers the weights were trained: bits 2..8, one scale per output channel or one per tensor."""
+
+    bits: int
+    granularity: Literal["channel", "tensor"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Checkpoint:
     path: Path
     origin: str
     """statten-train, released or bare: where the configuration came from."""
+    quantisation: Quantisation | None = None
+    """Set by quantisation-aware training: what is deployed is the network quantised so, without calibration."""
 
 
 def file_sha256(path: Path) -> str:
@@ -77,7 +87,7 @@ def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     values.setdefault("name", path.name.split(".")[0])
     config = ModelConfig.create(values, str(path))
     _check_fit(path, config, state)
-    return Checkpoint(config, state, file_sha256(path), path, origin)
+    return Checkpoint(config, state, file_sha256(path), path, origin, _stored_quantisation(path, raw))
 
 
 def load_model(path: str | Path, overrides: Mapping[str, Any] | None = None) -> STAtten:
@@ -145,11 +155,11 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # the library has its own exception types per release
         raise CheckpointError(f"{path}: cannot be read as safetensors ({' '.join(str(error).split())[:160]})") from None
     raw: dict[str, Any] = {"state_dict": tensors}
-    if CONFIG_KEY in metadata:
+    for key in metadata.keys() & {CONFIG_KEY, QUANTISATION_KEY}:
         try:
-            raw[CONFIG_KEY] = json.loads(metadata[CONFIG_KEY])
+            raw[key] = json.loads(metadata[key])
         except ValueError:
-            raise CheckpointError(f"{path}: metadata key {CONFIG_KEY!r} is not JSON") from None
+            raise CheckpointError(f"{path}: metadata key {key!r} is not JSON") from None
     return raw
 
 
@@ -223,6 +233,19 @@ def _stored_config(path: Path, raw: Mapping[str, Any]) -> tuple[dict[str, Any], 
     if isinstance(arguments, Mapping):
         return config_values(dict(arguments)), "released"
     return {}, "bare"
+
+
+def _stored_quantisation(path: Path, raw: Mapping[str, Any]) -> Quantisation | None:
+    if QUANTISATION_KEY not in raw:
+        return None
+    found = raw[QUANTISATION_KEY]
+    valid = isinstance(found, Mapping) and found.keys() == {"bits", "granularity"}
+    valid = valid and type(found["bits"]) is int and 2 <= found["bits"] <= 8
+    if not valid or found["granularity"] not in ("channel", "tensor"):
+        raise CheckpointError(
+            f"{path}: {QUANTISATION_KEY} is {str(found)[:80]}; expected bits (2 to 8) and granularity (channel, tensor)"
+        )
+    return Quantisation(bits=found["bits"], granularity=found["granularity"])
 
 
 REQUIRED = ("time_steps", "chunk_size", "image_size", "pooling_stat")

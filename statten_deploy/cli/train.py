@@ -42,6 +42,11 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Train so many epochs.")] = None,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.auto,
     resume: Annotated[Path | None, typer.Option(help="Continue a run from its last.ckpt.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Start from the weights of this checkpoint.")] = None,
+    qat_bits: Annotated[
+        int | None,
+        typer.Option(min=2, max=8, help="Train the integer network with weights of so many bits. Needs --init."),
+    ] = None,
     json_: JsonOption = False,
     debug: DebugOption = False,
     version: VersionOption = False,
@@ -56,7 +61,9 @@ def train(
     recipe = read_recipe(config, set_ or (), epochs)
     from statten_deploy.train.run import train as run
 
-    result = run(recipe, data, out, device=device.value, resume=resume, progress=on_terminal())
+    result = run(
+        recipe, data, out, device=device.value, resume=resume, init=init, qat_bits=qat_bits, progress=on_terminal()
+    )
     if json_:
         emit_json(result.to_dict())
     else:
@@ -64,9 +71,12 @@ def train(
 
 
 def _show(result: "TrainResult") -> None:
+    form = (
+        "" if result.quantisation is None else f" of the integer network with {result.quantisation['bits']}-bit weights"
+    )
     typer.echo(f"trained {result.epochs} epochs on {result.train_samples} samples of {result.data}")
     typer.echo(f"checkpoint {result.checkpoint} ({result.bytes:,} bytes, {result.selected_by})")
-    typer.echo(f"test accuracy {result.test_accuracy:.2%} ({result.test_correct}/{result.test_samples})")
+    typer.echo(f"test accuracy{form} {result.test_accuracy:.2%} ({result.test_correct}/{result.test_samples})")
 
 
 app = make_app(train)

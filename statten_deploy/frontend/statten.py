@@ -6,8 +6,9 @@ left to right, that is the order in which the network adds them, and all consume
 
 import nir
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from statten_deploy.frontend.neurons import DT, lif_node
 from statten_deploy.ir import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TemporalMean, TokenMaxPool, verify
@@ -27,27 +28,37 @@ def build_graph(model: STAtten) -> nir.NIRGraph:
     output node ``logits`` [classes], the mean over the steps. Names in between are torch module paths.
     ``metadata["statten"]`` holds time_steps, dt in seconds, the input kind and the network's name.
     """
-    builder = _Builder(model.config)
+    builder = _Builder(model)
     builder.network(model)
     graph = nir.NIRGraph(builder.nodes, builder.edges, metadata=_metadata(model.config), type_check=False)
     verify(graph)
     return graph
 
 
-def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Array, Array]:
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight [out, in, kh, kw] and bias [out] of ``norm(conv(x))`` in evaluation mode, computed in float64.
 
-    ``W' = W g``, ``b' = (b - mean) g + beta`` with ``g = gamma / sqrt(var + eps)``.
+    ``W' = W g``, ``b' = (b - mean) g + beta`` with ``g = gamma / sqrt(var + eps)``. Differentiable.
     """
-    weight, mean, var = (_double(t) for t in (conv.weight, norm.running_mean, norm.running_var))
-    gain = _double(norm.weight) / np.sqrt(var + norm.eps)
-    bias = np.zeros_like(mean) if conv.bias is None else _double(conv.bias)
-    folded = weight * gain[:, None, None, None], (bias - mean) * gain + _double(norm.bias)
-    return folded[0].astype(np.float32), folded[1].astype(np.float32)
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a batch norm without running statistics cannot be folded")
+    gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    bias = 0.0 if conv.bias is None else conv.bias.double()
+    shifted = (bias - norm.running_mean.double()) * gain + norm.bias.double()
+    return (conv.weight.double() * gain[:, None, None, None]).float(), shifted.float()
 
 
-def _double(tensor: object) -> NDArray[np.float64]:
-    return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)  # type: ignore[attr-defined]
+def folded_weights(model: STAtten) -> dict[str, tuple[Tensor, Tensor]]:
+    """(weight, bias) of every weighted node of the graph, by its name; batch norms folded, differentiable."""
+    folded = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            parent, _, own = name.rpartition(".")
+            norm = model.get_submodule(f"{parent}.{own.replace('conv', 'bn')}")
+            folded[name] = fold_batch_norm(module, norm)  # type: ignore[arg-type]
+        elif isinstance(module, nn.Linear):
+            folded[name] = module.weight, module.bias
+    return folded
 
 
 def _metadata(config: ModelConfig) -> dict[str, object]:
@@ -68,8 +79,10 @@ def _metadata(config: ModelConfig) -> dict[str, object]:
 class _Builder:
     """Collects nodes and edges; every method adds one part of the network and returns what its current comes from."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
+    def __init__(self, model: STAtten) -> None:
+        self.config = model.config
+        with torch.no_grad():
+            self.weights = {name: tuple(map(_array, pair)) for name, pair in folded_weights(model).items()}
         self.nodes: dict[str, nir.NIRNode] = {}
         self.edges: list[tuple[str, str]] = []
 
@@ -79,8 +92,8 @@ class _Builder:
             self.edges += [(source, f"{name}.{port}" if port else name) for source in sources]
         return [name]
 
-    def conv(self, name: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Sources, grid: Grid) -> Sources:
-        weight, bias = fold_batch_norm(conv, norm)
+    def conv(self, name: str, conv: nn.Conv2d, x: Sources, grid: Grid) -> Sources:
+        weight, bias = self.weights[name]
         stride, padding = (_int_pair(value) for value in (conv.stride, conv.padding))
         return self.add(name, nir.Conv2d(grid, weight, stride, padding, (1, 1), 1, bias), x)
 
@@ -102,8 +115,7 @@ class _Builder:
         x = self.add("head_pool", nir.AvgPool2d(np.array(grid), np.array(grid), zero), x)
         x = self.add("head_flatten", nir.Flatten({"input": np.array((D, 1, 1))}, 0, -1), x)
         x = self.lif("head_lif", model.head_lif, x, (D,))
-        weight, bias = (_double(t).astype(np.float32) for t in (model.head.weight, model.head.bias))
-        x = self.add("head", nir.Affine(weight, bias), x)
+        x = self.add("head", nir.Affine(*self.weights["head"]), x)
         x = self.add("head_mean", TemporalMean(), x)
         self.add("logits", nir.Output({"output": np.array([config.num_classes])}), x)
 
@@ -118,8 +130,8 @@ class _Builder:
         grid = self.config.image_size
         for i in range(4):
             suffix = str(i) if i else ""
-            conv, norm, lif = (getattr(module, f"proj_{part}{suffix}") for part in ("conv", "bn", "lif"))
-            x = self.conv(f"patch_embed.proj_conv{suffix}", conv, norm, x, grid)
+            conv, lif = (getattr(module, f"proj_{part}{suffix}") for part in ("conv", "lif"))
+            x = self.conv(f"patch_embed.proj_conv{suffix}", conv, x, grid)
             pooled = module.pooled[i]
             halved = ((grid[0] + 1) // 2, (grid[1] + 1) // 2) if pooled else grid
             if i == 3:  # the last stage pools currents, and keeps them as the residual
@@ -131,7 +143,7 @@ class _Builder:
             if i < 3 and pooled and not module.strided:
                 x = self.add(f"patch_embed.maxpool{suffix}", SpikeMaxPool2d((3, 3), (2, 2), (1, 1)), x)
             grid = halved
-        return self.conv("patch_embed.rpe_conv", module.rpe_conv, module.rpe_bn, x, grid) + residual
+        return self.conv("patch_embed.rpe_conv", module.rpe_conv, x, grid) + residual
 
     def attention(self, name: str, module: Attention, x: Sources) -> Sources:
         config, grid = self.config, self.config.token_grid
@@ -139,15 +151,15 @@ class _Builder:
         s = self.lif(f"{name}.shortcut_lif", module.shortcut_lif, x, shape)
         branches = []
         for part in ("q", "k", "v"):
-            conv, norm, lif = (getattr(module, f"{part}_{kind}") for kind in ("conv", "bn", "lif"))
-            branch = self.conv(f"{name}.{part}_conv", conv, norm, s, grid)
+            conv, lif = (getattr(module, f"{part}_{kind}") for kind in ("conv", "lif"))
+            branch = self.conv(f"{name}.{part}_conv", conv, s, grid)
             branch = self.lif(f"{name}.{part}_lif", lif, branch, shape)
             branches.append(self.dvs_pool(f"{name}.{part}_pool", branch))
         if config.attention == "STAtten":
             y = self.statten(name, module, s, *branches)
         else:
             y = self.sdt(name, module, *branches)
-        return x + self.conv(f"{name}.proj_conv", module.proj_conv, module.proj_bn, y, grid)
+        return x + self.conv(f"{name}.proj_conv", module.proj_conv, y, grid)
 
     def statten(self, name: str, module: Attention, s: Sources, q: Sources, k: Sources, v: Sources) -> Sources:
         config = self.config
@@ -177,11 +189,15 @@ class _Builder:
     def mlp(self, name: str, module: MLP, x: Sources) -> Sources:
         D, hidden, grid = self.config.embed_dim, self.config.hidden_dim, self.config.token_grid
         y = self.lif(f"{name}.fc1_lif", module.fc1_lif, x, (D, *grid))
-        y = self.conv(f"{name}.fc1_conv", module.fc1_conv, module.fc1_bn, y, grid)
+        y = self.conv(f"{name}.fc1_conv", module.fc1_conv, y, grid)
         if module.inner_shortcut:
             x = y = x + y
         y = self.lif(f"{name}.fc2_lif", module.fc2_lif, y, (hidden, *grid))
-        return x + self.conv(f"{name}.fc2_conv", module.fc2_conv, module.fc2_bn, y, grid)
+        return x + self.conv(f"{name}.fc2_conv", module.fc2_conv, y, grid)
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.array(tensor.cpu().numpy(), dtype=np.float32)
 
 
 def _int_pair(value: object) -> tuple[int, int]:

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from statten_deploy import __version__
+from statten_deploy.models.checkpoint import QUANTISATION_KEY, Quantisation
 from statten_deploy.models.config import ModelConfig
 from statten_deploy.models.statten import STAtten
+from statten_deploy.quantize import QuantizeOptions
 from statten_deploy.train.augment import random_shift, random_turn
 from statten_deploy.train.config import TrainConfig
 from statten_deploy.train.losses import mean_loss, tet_loss
 from statten_deploy.train.schedule import learning_rate
+from statten_deploy.train.straight_through import StraightThroughNetwork
 
 Batch = tuple[Tensor, Tensor]
 MODEL, AVERAGE = "model.", "average."
@@ -22,13 +25,27 @@ TRAINED_KEY = "statten_trained"
 
 
 class StattenModule(L.LightningModule):
-    """STAtten with its loss, optimizer and metrics. Batches are x [B, ...] and classes [B]."""
+    """STAtten with its loss, optimizer and metrics. Batches are x [B, ...] and classes [B].
 
-    def __init__(self, model: ModelConfig, train: TrainConfig) -> None:
+    With `quantisation` it is the integer network that is trained and validated; batch norms keep their statistics.
+    `start` is a network to start from, of the same configuration.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        quantisation: Quantisation | None = None,
+        start: STAtten | None = None,
+    ) -> None:
         super().__init__()
         self.model = STAtten(model)
+        if start is not None:
+            self.model.load_state_dict(start.state_dict())
         self.average = copy.deepcopy(self.model).requires_grad_(False) if train.ema_decay else None
         self.train_config = train
+        self.quantisation = quantisation
+        self._integers: StraightThroughNetwork | None = None
         self.train_accuracy = MulticlassAccuracy(model.num_classes, average="micro")
         self.validation_accuracy = MulticlassAccuracy(model.num_classes, average="micro")
 
@@ -38,8 +55,17 @@ class StattenModule(L.LightningModule):
         return self.model if self.average is None else self.average
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.kept(x)
-        return logits
+        return self._steps(self.kept, x).mean(0)
+
+    def _steps(self, network: STAtten, x: Tensor) -> Tensor:
+        """Logits of every step, [T, B, classes], of the network or of its integer form."""
+        integers = self._quantised(network)
+        return network.forward_steps(x) if integers is None else integers.forward_steps(x)
+
+    def _quantised(self, network: STAtten) -> StraightThroughNetwork | None:
+        """The integer form of the network as its weights are now."""
+        options = self.quantisation
+        return None if options is None else StraightThroughNetwork(network, QuantizeOptions(**options))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """TET where the model configuration says so, else cross-entropy of the mean logits [T, B, classes]."""
@@ -50,7 +76,7 @@ class StattenModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, target = batch
-        logits = self.model.forward_steps(self._augment(x, batch_idx))
+        logits = self._steps(self.model, self._augment(x, batch_idx))
         loss = self.loss(logits, target)
         self.train_accuracy(logits.mean(0), target)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(target))
@@ -63,7 +89,9 @@ class StattenModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         x, target = batch
-        logits = self.kept.forward_steps(x)
+        if batch_idx == 0:  # the weights stand still while they are validated
+            self._integers = self._quantised(self.kept)
+        logits = self.kept.forward_steps(x) if self._integers is None else self._integers.forward_steps(x)
         self.validation_accuracy(logits.mean(0), target)
         self.log("validation/loss", self.loss(logits, target), batch_size=len(target))
         self.log("validation/accuracy", self.validation_accuracy, prog_bar=True)
@@ -94,6 +122,8 @@ class StattenModule(L.LightningModule):
         checkpoint["statten_config"] = self.model.config.model_dump(mode="json")
         checkpoint["statten_train"] = self.train_config.model_dump(mode="json")
         checkpoint["statten_deploy_version"] = __version__
+        if self.quantisation is not None:
+            checkpoint[QUANTISATION_KEY] = dict(self.quantisation)
         if self.average is None:
             return
         # Under "model." is what is kept, in every checkpoint; the weights being trained have a key of their own.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from statten_deploy.errors import CheckpointError, ConfigError
+from statten_deploy.models.checkpoint import QUANTISATION_KEY, Quantisation
 from statten_deploy.train.config import Recipe
 
 LAST = "last.ckpt"
@@ -16,14 +17,20 @@ MAY_CHANGE = frozenset({"train.epochs", "train.threads", "train.workers"})
 """What a continued run may do differently; a different `epochs` also stretches the learning-rate schedule."""
 
 
-def check_resume(path: Path, recipe: Recipe) -> None:
-    """Whether `path` is a full checkpoint of this very recipe; only `MAY_CHANGE` may differ.
+def check_resume(path: Path, recipe: Recipe, quantisation: Quantisation | None = None) -> None:
+    """Whether `path` is a full checkpoint of this very recipe and quantisation; only `MAY_CHANGE` may differ.
 
     Raises:
         CheckpointError: not a checkpoint that can be continued.
-        ConfigError: it belongs to another recipe (every difference is named), or has finished.
+        ConfigError: it belongs to another recipe (every difference is named) or quantisation, or has finished.
     """
     raw = _read(path)
+    found = raw.get(QUANTISATION_KEY)
+    if found != quantisation:
+        raise ConfigError(
+            f"{path}: was trained with {_form(found)}, this run asks for {_form(quantisation)}; continue it as it was "
+            "started"
+        )
     told = _flat(recipe.model.model_dump(mode="json"), recipe.train.model_dump(mode="json"))
     stored = _flat(raw["statten_config"], raw["statten_train"])
     differences = [
@@ -38,6 +45,11 @@ def check_resume(path: Path, recipe: Recipe) -> None:
         raise ConfigError(
             f"{path}: has finished {finished} epochs, the recipe asks for {recipe.train.epochs}; raise it with --epochs"
         )
+
+
+def _form(quantisation: Any) -> str:
+    bits = quantisation.get("bits") if isinstance(quantisation, Mapping) else None
+    return "real weights" if bits is None else f"--qat-bits {bits}"
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -16,17 +16,23 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from statten_deploy.errors import InputError
-from statten_deploy.models.checkpoint import file_sha256, load_model
+from statten_deploy.frontend import build_graph
+from statten_deploy.models.checkpoint import Quantisation, build_model, file_sha256, load_checkpoint, load_model
+from statten_deploy.models.statten import STAtten
+from statten_deploy.quantize import QuantizeOptions, quantize
 from statten_deploy.train.config import TET_KEYS, Recipe
 from statten_deploy.train.datamodule import StattenData
 from statten_deploy.train.module import StattenModule
 from statten_deploy.train.resume import LAST, check_resume
-from statten_deploy.train.scoring import evaluate
+from statten_deploy.train.scoring import Accuracy, evaluate, evaluate_integers
 
 BEST = "best.ckpt"
 """Weights and configuration of the epoch with the lowest validation loss."""
 FINAL = "final.ckpt"
 """Weights and configuration after the last epoch, where nothing was held out to choose a better one."""
+
+LABELS = frozenset({"name", "dataset", "tet"})
+"""Fields of a configuration in which a checkpoint to start from may differ: they change nothing that it computes."""
 
 QUIET = (
     r".*does not have many workers which may be a bottleneck.*",
@@ -42,7 +48,10 @@ QUIET = (
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run gave. Times in seconds of this call; accuracies are of the written checkpoint's weights."""
+    """What a run gave. Times in seconds of this call; accuracies are of the written checkpoint's weights.
+
+    With `quantisation`, accuracy and firing rates are those of its integer network.
+    """
 
     checkpoint: str
     sha256: str
@@ -59,6 +68,7 @@ class TrainResult:
     test_correct: int
     test_accuracy: float
     firing_rates: dict[str, float]
+    quantisation: Quantisation | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object ``statten-train --json`` prints."""
@@ -72,12 +82,16 @@ def train(
     *,
     device: str = "auto",
     resume: Path | None = None,
+    init: Path | None = None,
+    qat_bits: int | None = None,
     progress: bool = False,
 ) -> TrainResult:
     """Train `recipe` and evaluate the checkpoint it gives on the test split.
 
     `data`: a built-in data set, a folder of images or an ``.npz`` file; default: the data set the model names.
     `out`: folder of the run; default ``runs/<model name>``, numbered if taken, or the folder of `resume`.
+    `init`: a checkpoint of the same network whose weights to start from.
+    `qat_bits`: train the network's integer form with weights of so many bits; needs `init` or `resume`.
 
     Raises:
         InputError: data, device, folder or checkpoint are not what they should be.
@@ -86,18 +100,21 @@ def train(
     chosen = data if data is not None else recipe.model.dataset
     if not str(chosen):
         raise InputError(f"{recipe.source}: names no data set (model.dataset); give one with --data")
+    quantisation = _quantisation(qat_bits, init, resume)
     if resume is not None:
-        check_resume(resume, recipe)
+        check_resume(resume, recipe, quantisation)
+    start = None if init is None else load_model(init, recipe.model.model_dump(mode="json", exclude=set(LABELS)))
     folder = _folder(recipe, out, resume)
     with _threads(recipe.train.threads), _quiet(), _without_worker_traceback():
         batches = StattenData(chosen, recipe.model, recipe.train)
         folder.mkdir(parents=True, exist_ok=True)
         _write_recipe(folder / "recipe.yaml", recipe)
         started = time.perf_counter()
-        checkpoint = _fit(recipe, batches, folder, accelerator, resume, progress)
+        torch.manual_seed(recipe.train.seed)
+        module = StattenModule(recipe.model, recipe.train, quantisation, start)
+        checkpoint = _fit(module, batches, folder, accelerator, resume, progress)
         seconds = time.perf_counter() - started
-        model = load_model(checkpoint)
-        score = evaluate(model, batches.test_loader(), "cuda" if accelerator == "cuda" else "cpu")
+        model, score = _score(checkpoint, batches, accelerator)
     held = batches.validation_samples
     return TrainResult(
         checkpoint=str(checkpoint),
@@ -115,7 +132,33 @@ def train(
         test_correct=score.correct,
         test_accuracy=score.accuracy,
         firing_rates=score.firing_rates,
+        quantisation=quantisation,
     )
+
+
+def _quantisation(bits: int | None, init: Path | None, resume: Path | None) -> Quantisation | None:
+    if init is not None and resume is not None:
+        raise InputError(f"--init {init}: a resumed run has its weights from {resume}; drop --init or --resume")
+    if bits is None:
+        return None
+    if not 2 <= bits <= 8:
+        raise InputError(f"--qat-bits {bits}: expected 2 to 8")
+    if init is None and resume is None:
+        raise InputError(
+            f"--qat-bits {bits}: starts from a trained network; train the recipe without it first and give the "
+            "checkpoint with --init"
+        )
+    return Quantisation(bits=bits, granularity="channel")
+
+
+def _score(checkpoint: Path, batches: StattenData, accelerator: str) -> tuple[STAtten, Accuracy]:
+    """The written file on the test split: in integers where it was trained for them."""
+    written = load_checkpoint(checkpoint)
+    model = build_model(written)
+    if written.quantisation is None:
+        return model, evaluate(model, batches.test_loader(), accelerator)
+    graph = quantize(build_graph(model), QuantizeOptions(**written.quantisation))
+    return model, evaluate_integers(graph, batches.test_loader(), accelerator)
 
 
 def _accelerator(device: str) -> str:
@@ -157,15 +200,13 @@ def _write_recipe(path: Path, recipe: Recipe) -> None:
 
 
 def _fit(
-    recipe: Recipe, batches: StattenData, folder: Path, accelerator: str, resume: Path | None, progress: bool
+    module: StattenModule, batches: StattenData, folder: Path, accelerator: str, resume: Path | None, progress: bool
 ) -> Path:
-    torch.manual_seed(recipe.train.seed)
-    module = StattenModule(recipe.model, recipe.train)
     selecting = batches.validation_samples is not None
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,
-        max_epochs=recipe.train.epochs,
+        max_epochs=module.train_config.epochs,
         logger=[TensorBoardLogger(folder, name="tensorboard"), CSVLogger(folder, name="csv")],
         callbacks=_callbacks(folder, selecting, progress),
         enable_progress_bar=progress,

@@ -1,15 +1,19 @@
-"""Accuracy and firing rates of a network on a split."""
+"""Accuracy and firing rates of a network on a split, in floats or in integers."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import nir
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from statten_deploy.ir.integer import IntegerLIF
 from statten_deploy.models.neurons import LIF
 from statten_deploy.models.statten import STAtten
+from statten_deploy.simulate.integer import TorchIntegerRunner
 
 
 @dataclass(frozen=True)
@@ -54,3 +58,22 @@ def evaluate(model: STAtten, batches: Iterable[tuple[Tensor, Tensor]], device: t
             correct += int((predicted == target).sum())
             samples += len(target)
     return Accuracy(correct, samples, {name: float(spikes / places) for name, (spikes, places) in totals.items()})
+
+
+def evaluate_integers(
+    graph: nir.NIRGraph, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu"
+) -> Accuracy:
+    """Run the quantised `graph` of a network over (x [B, ...], classes [B]) batches, in integers."""
+    runner = TorchIntegerRunner(graph, device)
+    (output,) = (name for name, node in graph.nodes.items() if isinstance(node, nir.Output))
+    layers = {name: int(np.prod(node.shape)) for name, node in graph.nodes.items() if isinstance(node, IntegerLIF)}
+    spikes = dict.fromkeys(layers, 0)
+    correct = samples = 0
+    for x, target in batches:
+        result = runner.run(x.numpy())
+        correct += int((result.outputs[output].argmax(1) == target.numpy()).sum())
+        samples += len(target)
+        for name, counts in result.spike_counts.items():
+            spikes[name] += int(counts.sum())
+    places = runner.network.time_steps * samples
+    return Accuracy(correct, samples, {name: spikes[name] / (neurons * places) for name, neurons in layers.items()})

@@ -10,7 +10,7 @@ import torch
 
 from statten_deploy.cli import train as train_cli
 from statten_deploy.cli.common import run as run_command
-from statten_deploy.models.checkpoint import load_model
+from statten_deploy.models.checkpoint import load_checkpoint, load_model
 from tests.train.recipes import write_recipe, write_stripes
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models/configs"
@@ -61,6 +61,18 @@ def test_json_is_one_object_and_resume_continues(tiny, tmp_path: Path, capsys) -
     assert {path.name for path in (out / "csv").iterdir()} == {"version_0", "version_1"}
 
 
+def test_training_in_integers_from_a_checkpoint(tiny, tmp_path: Path, capsys) -> None:
+    assert statten_train(*tiny, "--out", tmp_path / "float", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["quantisation"] is None
+    start = ("--init", tmp_path / "float/best.ckpt", "--epochs", 1, "--set", "warmup_epochs=0")
+    assert statten_train(*tiny, *start, "--qat-bits", 4, "--out", tmp_path / "run") == 0
+    assert "test accuracy of the integer network with 4-bit weights " in capsys.readouterr().out
+    assert statten_train(*tiny, *start, "--qat-bits", 4, "--out", tmp_path / "again", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["quantisation"] == {"bits": 4, "granularity": "channel"}
+    assert load_checkpoint(told["checkpoint"]).quantisation == told["quantisation"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -74,7 +86,10 @@ def test_json_is_one_object_and_resume_continues(tiny, tmp_path: Path, capsys) -
         (("--epochs", "0"), "--epochs"),
         (("--device", "tpu"), "--device"),
         (("--resume", "last.ckpt"), "last.ckpt: no such file; --resume takes the last.ckpt of an earlier run"),
-        (("--qat-bits", "4"), "No such option"),
+        (("--qat-bits", "4"), "--qat-bits 4: starts from a trained network; train the recipe without it first and"),
+        (("--qat-bits", "9"), "--qat-bits"),
+        (("--init", "no.ckpt"), "no.ckpt: no such file; expected a checkpoint"),
+        (("--init", "a.ckpt", "--resume", "b.ckpt"), "--init a.ckpt: a resumed run has its weights from b.ckpt; drop"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(tiny, capsys, arguments: tuple[str, ...], expected: str) -> None:
@@ -117,4 +132,6 @@ def test_help_is_quick_because_it_imports_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
     for option in ("--config", "--data", "--out", "--set", "--epochs", "--device", "--resume", "--json", "--debug"):
+        assert option in done.stdout
+    for option in ("--init", "--qat-bits"):
         assert option in done.stdout

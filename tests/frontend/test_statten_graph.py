@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from statten_deploy.compare.executors import GraphExecutor, TorchExecutor, neuron_layers
-from statten_deploy.frontend import build_graph, fire_at
+from statten_deploy.frontend import build_graph, fire_at, folded_weights
 from statten_deploy.frontend.statten import fold_batch_norm
 from statten_deploy.ir import STAttenAttention, hints, infer_shapes, predecessors, topological_order, verify
 from tests.conftest import Golden, lively_input, lively_model, small_config
@@ -64,9 +64,24 @@ def test_batch_norm_is_folded_with_its_bias() -> None:
     norm.running_var.uniform_(0.5, 2)
     weight, bias = fold_batch_norm(conv, norm)
     x = torch.randn(2, 3, 8, 8)
-    folded = nn.functional.conv2d(x, torch.from_numpy(weight), torch.from_numpy(bias))
+    folded = nn.functional.conv2d(x, weight, bias)
     torch.testing.assert_close(folded, norm(conv(x)), atol=1e-5, rtol=0)
-    assert np.abs(bias).min() > 0
+    assert bias.abs().min() > 0
+    trained = [conv.weight, conv.bias, norm.weight, norm.bias]
+    upstream = torch.randn_like(folded)
+    for one, other in zip(*(torch.autograd.grad(y, trained, upstream) for y in (folded, norm(conv(x)))), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_folded_weights_are_those_of_the_graph(variant: str) -> None:
+    model = lively_model(small_config(variant))
+    graph = build_graph(model)
+    folded = folded_weights(model)
+    weighted = {name for name, node in graph.nodes.items() if isinstance(node, nir.Conv2d | nir.Affine)}
+    assert folded.keys() == weighted - {"normalize"}
+    for name, (weight, bias) in folded.items():
+        np.testing.assert_array_equal(graph.nodes[name].weight, weight.detach().numpy())
+        np.testing.assert_array_equal(graph.nodes[name].bias, bias.detach().numpy())
 
 
 def test_thresholds_fire_at_equality() -> None:

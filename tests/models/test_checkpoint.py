@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from statten_deploy.errors import CheckpointError, ConfigError
-from statten_deploy.models.checkpoint import CONFIG_KEY, load_checkpoint, load_model
+from statten_deploy.models.checkpoint import CONFIG_KEY, QUANTISATION_KEY, load_checkpoint, load_model
 from tests.conftest import lively_input, lively_model, small_config
 
 CONFIG = small_config("static")
@@ -229,3 +229,40 @@ def test_gap_in_block_numbers(tmp_path, model) -> None:
 def test_missing_file(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         load_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_quantisation_is_read_from_both_kinds_of_files(tmp_path, model) -> None:
+    told = {"bits": 3, "granularity": "tensor"}
+    config = CONFIG.model_dump(mode="json")
+    path = save(tmp_path / "a.ckpt", {"state_dict": model.state_dict(), CONFIG_KEY: config, QUANTISATION_KEY: told})
+    assert load_checkpoint(path).quantisation == told
+    save_file(
+        model.state_dict(),
+        tmp_path / "b.safetensors",
+        {CONFIG_KEY: json.dumps(config), QUANTISATION_KEY: json.dumps(told)},
+    )
+    assert load_checkpoint(tmp_path / "b.safetensors").quantisation == told
+    path = save(tmp_path / "c.ckpt", {"state_dict": model.state_dict(), CONFIG_KEY: config})
+    assert load_checkpoint(path).quantisation is None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        4,
+        None,
+        {},
+        {"bits": 4},
+        {"bits": 1, "granularity": "channel"},
+        {"bits": 9, "granularity": "channel"},
+        {"bits": 4.0, "granularity": "channel"},
+        {"bits": True, "granularity": "channel"},
+        {"bits": 4, "granularity": "layer"},
+        {"bits": 4, "granularity": ["channel"]},
+        {"bits": 4, "granularity": "channel", "more": 1},
+    ],
+)
+def test_a_quantisation_that_is_none_is_refused(tmp_path, model, told) -> None:
+    content = {"state_dict": model.state_dict(), CONFIG_KEY: CONFIG.model_dump(mode="json"), QUANTISATION_KEY: told}
+    with pytest.raises(CheckpointError, match=r"statten_quantisation is .*; expected bits \(2 to 8\) and granularity"):
+        load_checkpoint(save(tmp_path / "a.ckpt", content))

@@ -24,6 +24,8 @@ PUBLISHED: dict[str, float] = {
     "ncaltech101-2-256-t16": 2.59,
     "digits": 0.11,
     "digits-stream": 0.11,
+    "digits-4bit": 0.11,
+    "digits-stream-4bit": 0.11,
 }
 """Million parameters."""
 
