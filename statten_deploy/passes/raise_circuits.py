@@ -1,4 +1,4 @@
-"""The circuit of a spike max-pool, recognised by its structure -> SpikeMaxPool2d."""
+"""Circuits -> the operations they compute: those of a marked graph all at once, ORs of spikes by their structure."""
 
 from typing import Any
 
@@ -6,19 +6,19 @@ import nir
 import numpy as np
 
 from statten_deploy.ir.graph import parse_endpoint, predecessors, successors
-from statten_deploy.ir.nodes import SpikeAnd, SpikeMaxPool2d, TokenMaxPool
+from statten_deploy.ir.nodes import SpikeMaxPool2d
 from statten_deploy.ir.shapes import explicit_padding, sizes
-from statten_deploy.ir.verify import SPIKING, time_step
+from statten_deploy.ir.verify import time_step
+from statten_deploy.passes.latency import BINARY
+from statten_deploy.passes.raise_lowered import raise_lowered
 from statten_deploy.passes.spike_maxpool_to_circuit import GATE, OR
-
-BINARY = (*SPIKING, SpikeMaxPool2d, SpikeAnd, TokenMaxPool)
-"""Nodes whose output is 0/1."""
 
 
 def raise_circuits(graph: nir.NIRGraph) -> tuple[nir.NIRGraph, bool]:
-    """Turn every convolution-and-gate pair that computes an OR back into one `SpikeMaxPool2d`.
+    """Turn a graph that `lower_to_circuits` made back into what it was, else every OR into one `SpikeMaxPool2d`.
 
-    Fires where all of this holds, whatever the names:
+    The first is `raise_lowered`. Without its marker, or where the graph is not what the marker says, a
+    convolution-and-gate pair becomes a pool where all of this holds, whatever the names:
     a Conv2d (groups 1, dilation 1, bias 0, padding at most half the kernel) has ones on the channel diagonal and
     zeros elsewhere; one node that emits 0/1 feeds it, by one edge; it feeds one LIF and nothing else; nothing else
     feeds that LIF; and the LIF is a gate: tau between dt and dt (1 + 1e-4), r = 1, v_leak = v_reset = 0, one threshold
@@ -28,6 +28,9 @@ def raise_circuits(graph: nir.NIRGraph) -> tuple[nir.NIRGraph, bool]:
     Requires: a valid graph; dt from its hints, else 1e-4 s. Ensures: the same spikes; the pair ``p.or``, ``p.gate``
     becomes ``p``, a pair with other names takes the name of its LIF. Idempotent. Returns (graph, changed).
     """
+    raised, changed = raise_lowered(graph)
+    if changed:
+        return raised, True
     pairs = _pairs(graph)
     if not pairs:
         return graph, False
