@@ -45,6 +45,10 @@ check: lint
 
 bench: setup
 	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/quantisation.py
+	$(BIN)/python benchmarks/quantisation.py --engines
+	$(BIN)/python benchmarks/integer_onnx.py
+	$(BIN)/python benchmarks/lava.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

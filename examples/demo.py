@@ -17,7 +17,16 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ("digits", "digits-stream")
-TARGETS = ("nir", "onnx")
+TARGETS = {
+    "NIR": ("nir", "{}.nir"),
+    "ONNX": ("onnx", "{}.onnx"),
+    "NIR, 8 bits": ("nir", "{}.8bit.nir", "--bits", 8),
+    "ONNX, int8": ("onnx-int8", "{}.int8.onnx"),
+    "Lava, 8 bits": ("lava", "{}.lava"),
+}
+"""What is shown -> target, file, options."""
+CHAIN = ("digits-stream", "patch_embed.proj_lif1")
+"""netx holds chains of layers only: the first two of this checkpoint."""
 BIN = Path(sys.executable).parent
 
 
@@ -39,22 +48,42 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     table = Table(title="digits: 360 test images, every artefact run from its file")
-    for column in ("checkpoint", "runs as", "file", "accuracy", "same class as torch", "spikes", "spikes that differ*"):
+    for column in ("checkpoint", "runs as", "size", "accuracy", "same class as torch", "spikes", "spikes that differ*"):
         table.add_column(column, justify="left" if column in ("checkpoint", "runs as") else "right")
     start = time.perf_counter()
     for name in CHECKPOINTS:
         checkpoint = ROOT / f"models/zoo/{name}.ckpt"
         reference = call("statten-run", checkpoint, "--data", "digits")
         add_row(table, name, "torch", checkpoint, reference, reference, None)
-        for target in TARGETS:
-            path = out / f"{name}.{target}"
-            export = call("statten-export", checkpoint, "--target", target, "--out", path, "--test-vectors", 8)
+        for label, (target, file, *options) in TARGETS.items():
+            path = out / file.format(name)
+            export = call(
+                "statten-export", checkpoint, "--target", target, *options, "--out", path, "--test-vectors", 8
+            )
             result = call("statten-run", path, "--data", "digits")
-            add_row(table, name, target, path, result, reference, export)
+            add_row(table, name, label, path, result, reference, export)
+        trained = ROOT / f"models/zoo/{name}-4bit.ckpt"
+        result = call("statten-run", trained, "--data", "digits")
+        add_row(table, name, "torch, trained for 4 bits", trained, result, reference, None)
+    name, layer = CHAIN
+    path = out / f"{name}.net"
+    checkpoint = ROOT / f"models/zoo/{name}.ckpt"
+    export = call("statten-export", checkpoint, "--target", "netx", "--until", layer, "--out", path, "--samples", 4)
+    table.add_row(name, f"netx, to {layer}", size(path), "", "", "", f"{export['spike_mismatches']:,}")
     console = Console(width=120 if not sys.stdout.isatty() else None)
     console.print(table)
-    console.print("* per (neuron, step), on the samples the export verified itself on", style="dim")
+    console.print(
+        "* per (neuron, step), on the samples the export verified itself on: float artefacts against torch, integer "
+        "ones against the integer reference",
+        style="dim",
+    )
     console.print(f"artefacts, sidecars and test vectors are in {out}/; {time.perf_counter() - start:.0f} s")
+
+
+def size(path: Path) -> str:
+    """Of a file, or of all files of a bundle."""
+    parts = [path, *path.rglob("*")]
+    return f"{sum(part.stat().st_size for part in parts if part.is_file()) / 1000:.0f} kB"
 
 
 def add_row(
@@ -64,11 +93,11 @@ def add_row(
     table.add_row(
         name,
         backend,
-        f"{path.stat().st_size / 1000:.0f} kB",
+        size(path),
         f"{result['accuracy']:.2%}",
         f"{same}/{len(result['predictions'])}",
         f"{sum(layer['spikes'] for layer in result['layers']):,}",
-        "reference" if export is None else f"{export['spike_mismatches']:,}",
+        "" if export is None else f"{export['spike_mismatches']:,}",
     )
 
 

@@ -128,7 +128,7 @@ def vectors_path(artefact: Path) -> Path:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """SHA-256 and size of a file; of a bundle, the SHA-256 of its manifest (which has all others) and the total size."""
+    """SHA-256 and size of a file; of a bundle, the SHA-256 of its manifest (which has all others) and total size."""
     if path.is_dir():
         size = sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
         return {**file_facts(path / MANIFEST), "bytes": size}

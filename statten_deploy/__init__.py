@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 from statten_deploy.version import __version__
 
 if TYPE_CHECKING:
-    from statten_deploy.api import ExportOptions, ExportResult, export_nir, export_onnx
+    from statten_deploy.api import (
+        ExportOptions,
+        ExportResult,
+        export_lava,
+        export_netx,
+        export_nir,
+        export_onnx,
+        export_onnx_int8,
+    )
     from statten_deploy.export.nir import read_nir
     from statten_deploy.models.checkpoint import load_checkpoint, load_model
     from statten_deploy.models.config import ModelConfig
@@ -22,8 +30,11 @@ _HOME: dict[str, str] = {
     "ModelConfig": "statten_deploy.models.config",
     "STAtten": "statten_deploy.models.statten",
     "Simulator": "statten_deploy.simulate",
+    "export_lava": "statten_deploy.api",
+    "export_netx": "statten_deploy.api",
     "export_nir": "statten_deploy.api",
     "export_onnx": "statten_deploy.api",
+    "export_onnx_int8": "statten_deploy.api",
     "load_checkpoint": "statten_deploy.models.checkpoint",
     "load_model": "statten_deploy.models.checkpoint",
     "read_nir": "statten_deploy.export.nir",
@@ -36,8 +47,11 @@ __all__ = [
     "STAtten",
     "Simulator",
     "__version__",
+    "export_lava",
+    "export_netx",
     "export_nir",
     "export_onnx",
+    "export_onnx_int8",
     "load_checkpoint",
     "load_model",
     "read_nir",

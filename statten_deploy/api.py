@@ -4,27 +4,30 @@ import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast
 
 import nir
 import numpy as np
 
-from statten_deploy.compare.executors import Array, Executor, GraphExecutor, OnnxExecutor
-from statten_deploy.compare.verify import Agreement, verify_against
+from statten_deploy.compare.exact import IntegerExecutor, verify_exact
+from statten_deploy.compare.executors import Array
+from statten_deploy.compare.integers import FixedExecutor
+from statten_deploy.compare.verify import Agreement, batch_size, verify_against
 from statten_deploy.errors import InputError, VerificationError
 from statten_deploy.export.artefact import file_facts, sidecar_path, staging, vectors_path, write_sidecar
-from statten_deploy.export.nir import write_nir
-from statten_deploy.export.onnx import build_onnx, save_onnx
 from statten_deploy.ir import hints, input_names, output_names
 from statten_deploy.models.statten import STAtten
+from statten_deploy.passes import MAX_CIRCUIT_NEURONS, Profile
+from statten_deploy.quantize import Granularity, QuantisationReport, QuantizeOptions, quantisation_report, quantize
 from statten_deploy.source import Source, load_source
+from statten_deploy.targets import TARGETS, Subject, Target, Written
 from statten_deploy.train.data import DATASETS, InputSpec, Samples, open_source, select
 
 Model: TypeAlias = str | Path | STAtten | nir.NIRGraph | Source
-Target = Literal["nir", "onnx"]
-SUFFIXES: dict[Target, str] = {"nir": ".nir", "onnx": ".onnx"}
-DATA_SAMPLES = 32
 RANDOM_SAMPLES = 2
+"""Seeded random inputs to verify on, where there is no data."""
+CALIBRATION_SAMPLES = 128
+"""Samples of real data that a quantisation is calibrated on."""
 
 
 @dataclass
@@ -34,6 +37,9 @@ class ExportResult:
     target: Target
     files: list[Path]
     agreement: Agreement | None
+    quantisation: QuantisationReport | None = None
+    latency_steps: int = 0
+    notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,58 +59,126 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What every target takes: how to verify, and whether to write test vectors."""
+    """What every target takes: how to verify, whether to write test vectors, and for integer targets how to quantise.
+
+    `bits` None: what the checkpoint was trained for, else 8 where the target needs integers, else float. `granularity`
+    None: what it was trained for, else one scale per channel.
+    """
 
     calibration: str | Path | None = None
     samples: int | None = None
     verify: bool = True
     test_vectors: int = 0
+    bits: int | None = None
+    granularity: Granularity | None = None
+
+
+class Common(TypedDict, total=False):
+    """What every export takes: see `load_source` for the first three."""
+
+    config: Mapping[str, Any] | None
+    time_steps: int | None
+    dt: float | None
+    options: ExportOptions | None
 
 
 def export_nir(
     model: Model,
     path: str | Path,
     *,
-    config: Mapping[str, Any] | None = None,
-    time_steps: int | None = None,
-    dt: float | None = None,
-    options: ExportOptions | None = None,
+    attention: Literal["auto", "circuit", "compact"] = "auto",
+    profile: Profile = "core",
+    max_circuit_neurons: int = MAX_CIRCUIT_NEURONS,
+    **common: Unpack[Common],
 ) -> ExportResult:
     """Write a NIR file with its sidecar (and test vectors), verified against the reference.
+
+    With ``options.bits`` (or from a quantised NIR file) it holds integers, compared with the integer reference; else
+    attention becomes circuits of stock nodes of `profile` (docs/circuits.md) or takes the compact form: ``auto`` takes
+    circuits where they exist and have at most `max_circuit_neurons`.
 
     Raises:
         InputError: bad input; VerificationError: the file disagreed and was not kept.
     """
-    source = _source(model, config, time_steps, dt)
-    return _export(source, "nir", Path(path), options or ExportOptions(), {})
+    flags = {"attention": attention, "nir_profile": profile, "max_circuit_neurons": max_circuit_neurons}
+    return export(model, "nir", path, flags=flags, **common)
 
 
 def export_onnx(
-    model: Model,
-    path: str | Path,
-    *,
-    spike_counts: bool = False,
-    config: Mapping[str, Any] | None = None,
-    time_steps: int | None = None,
-    dt: float | None = None,
-    options: ExportOptions | None = None,
+    model: Model, path: str | Path, *, spike_counts: bool = False, **common: Unpack[Common]
 ) -> ExportResult:
     """Write an ONNX file (float32, sequence layout) with its sidecar, verified in onnxruntime. Raises as `export_nir`.
 
     `spike_counts` adds one int64 output [batch] per neuron layer, ``spike_counts/<layer>``.
     """
-    source = _source(model, config, time_steps, dt)
-    return _export(source, "onnx", Path(path), options or ExportOptions(), {"spike_counts": spike_counts})
+    return export(model, "onnx", path, flags={"spike_counts": True} if spike_counts else {}, **common)
 
 
-def _source(model: Model, config: Mapping[str, Any] | None, time_steps: int | None, dt: float | None) -> Source:
-    return model if isinstance(model, Source) else load_source(model, config, time_steps, dt)
+def export_onnx_int8(
+    model: Model, path: str | Path, *, spike_counts: bool = False, **common: Unpack[Common]
+) -> ExportResult:
+    """Write an ONNX file of integers, equal to the integer reference. Otherwise as `export_onnx`."""
+    return export(model, "onnx-int8", path, flags={"spike_counts": True} if spike_counts else {}, **common)
+
+
+def export_lava(model: Model, folder: str | Path, **common: Unpack[Common]) -> ExportResult:
+    """Write a bundle for Lava's simulator, run there and equal to the integer reference. Raises as `export_nir`."""
+    return export(model, "lava", folder, **common)
+
+
+def export_netx(model: Model, path: str | Path, *, until: str | None = None, **common: Unpack[Common]) -> ExportResult:
+    """Write lava-dl's ``.net`` for a chain of layers, or for the chain up to the neuron layer `until`.
+
+    Equal to the integer reference in lava-dl and Lava's simulator. Raises as `export_nir`.
+    """
+    return export(model, "netx", path, flags={"until": until} if until else {}, **common)
+
+
+def export(
+    model: Model,
+    target: Target,
+    path: str | Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    time_steps: int | None = None,
+    dt: float | None = None,
+    options: ExportOptions | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> ExportResult:
+    """Write any target; `flags` are the target's own options. Raises as `export_nir`."""
+    source = model if isinstance(model, Source) else load_source(model, config, time_steps, dt)
+    options, flags, path = options or ExportOptions(), flags or {}, Path(path)
+    spec = TARGETS[target]
+    _check_destination(source, target, path, options)
+    samples, warnings = verification_samples(source, options, spec.samples)
+    warnings = [*source.warnings, *warnings]
+    with staging(path) as stage:
+        temporary = stage.bundle(path) if spec.folder else stage.file(path)
+        subject, report = _subject(source, target, options, flags, samples)
+        written = spec.write(subject, temporary)
+        warnings += written.warnings
+        agreement = None
+        if options.verify:
+            gc.collect()  # the serialised model of a large network is not needed any more
+            agreement = _verify(subject, target, temporary, samples)
+            warnings += agreement.notes
+            if not agreement.passed:
+                raise VerificationError(_refusal(path, agreement))
+        if options.test_vectors:
+            _write_vectors(subject, stage.file(vectors_path(path)), samples[: options.test_vectors])
+        else:
+            stage.remove(vectors_path(path))  # those of an earlier export belong to another model
+        content = _sidecar(subject, target, written, agreement, report, warnings)
+        write_sidecar(stage.file(sidecar_path(path)), path.name, temporary, content)
+        latency, notes = written.latency_steps, list(written.notes)
+        return ExportResult(target, stage.commit(), agreement, report, latency, notes, warnings)
 
 
 def _check_destination(source: Source, target: Target, path: Path, options: ExportOptions) -> None:
     """The name must be one our own reader opens, and nothing the export reads may be overwritten."""
-    if path.suffix != SUFFIXES[target]:
-        raise InputError(f"{path}: a file of --target {target} is called *{SUFFIXES[target]}; change --out")
+    suffix = TARGETS[target].suffix
+    if path.suffix != suffix:
+        raise InputError(f"{path}: an artefact of --target {target} is called *{suffix}; change --out")
     inputs = [source.path, Path(options.calibration) if options.calibration else None]
     for given in inputs:
         for written in (path, sidecar_path(path), vectors_path(path)):
@@ -112,49 +186,51 @@ def _check_destination(source: Source, target: Target, path: Path, options: Expo
                 raise InputError(f"{written}: would overwrite the input; choose another --out")
 
 
-def _export(
-    source: Source, target: Target, path: Path, options: ExportOptions, flags: Mapping[str, Any]
-) -> ExportResult:
-    _check_destination(source, target, path, options)
-    samples, warnings = verification_samples(source, options)
-    warnings = [*source.warnings, *warnings]
-    with staging(path) as stage:
-        temporary = stage.file(path)
-        warnings += _write(source, target, temporary, flags)
-        agreement = None
-        if options.verify:
-            gc.collect()  # the serialised model of a large network is not needed any more
-            agreement = verify_against(
-                source.reference, _executor(source, target, temporary), samples, source.yardstick
-            )
-            warnings += agreement.notes
-            if not agreement.passed:
-                raise VerificationError(_refusal(path, agreement))
-        if options.test_vectors:
-            _write_vectors(source, stage.file(vectors_path(path)), samples[: options.test_vectors])
-        else:
-            stage.remove(vectors_path(path))  # those of an earlier export belong to another model
-        content = _sidecar(source, target, agreement, warnings, flags)
-        write_sidecar(stage.file(sidecar_path(path)), path.name, temporary, content)
-        return ExportResult(target, stage.commit(), agreement, warnings)
+def _subject(
+    source: Source, target: Target, options: ExportOptions, flags: Mapping[str, Any], samples: Array
+) -> tuple[Subject, QuantisationReport | None]:
+    """The graph to write: as it is, or quantised."""
+    spec = TARGETS[target]
+    asked = options.bits is not None or options.granularity is not None
+    if source.quantised:
+        if asked:
+            raise InputError(f"{source.name}: is quantised already; leave out --bits and --granularity")
+        if spec.integer == "never":
+            raise InputError(f"{source.name}: is a quantised graph and --target {target} is float; use {target}-int8")
+        return Subject(source, spec.round(spec.cut(source.graph, flags)), True, flags), None
+    if spec.integer == "never" and asked:
+        raise InputError(f"--bits and --granularity: --target {target} is float32; use --target {target}-int8")
+    if spec.integer == "never" or (spec.integer == "optional" and options.bits is None):
+        if options.granularity is not None:
+            raise InputError(f"--granularity needs --bits: without them --target {target} is float32")
+        return Subject(source, source.graph, False, flags), None
+    graph = spec.cut(source.graph, flags)
+    chosen = _quantize_options(source, target, options)
+    calibration = None if chosen == source.trained else _calibration(source, options)  # trained weights fit as they are
+    quantised = spec.round(quantize(graph, chosen, calibration))
+    seen = samples[: batch_size(source.reference.run(samples[:1]), 1)]
+    report = quantisation_report(graph, quantised, seen, source.reference.run(seen).spikes)
+    return Subject(source, quantised, True, flags), report
 
 
-def _write(source: Source, target: Target, path: Path, flags: Mapping[str, Any]) -> list[str]:
-    if target == "nir":
-        return list(write_nir(source.graph, path).warnings)
-    metadata = {
-        "source_sha256": source.sha256 or "",
-        "config": source.config.model_dump_json() if source.config else "",
-    }
-    model = build_onnx(source.graph, time_steps=source.time_steps, dt=source.dt, metadata=metadata, **flags)
-    save_onnx(model, path)
-    return []
+def _quantize_options(source: Source, target: Target, options: ExportOptions) -> QuantizeOptions:
+    spec = TARGETS[target]
+    trained = source.trained
+    granularity = options.granularity or (trained.granularity if trained else spec.granularities[0])
+    if granularity not in spec.granularities:
+        raise InputError(
+            f"--granularity {granularity}: --target {target} has one scale per {' or '.join(spec.granularities)}"
+        )
+    bits = options.bits or (trained.bits if trained else QuantizeOptions().bits)
+    return QuantizeOptions(bits, granularity, spec.shifts)
 
 
-def _executor(source: Source, target: Target, path: Path) -> Executor:
-    if target == "nir":
-        return GraphExecutor.from_file(path, source.time_steps, source.dt)
-    return OnnxExecutor(path, spikes=True)
+def _verify(subject: Subject, target: Target, path: Path, samples: Array) -> Agreement:
+    candidate = TARGETS[target].run(subject, path)
+    if subject.integer:
+        reference = FixedExecutor(subject.graph, membranes=True)
+        return verify_exact(reference, cast(IntegerExecutor, candidate), samples)
+    return verify_against(subject.source.reference, candidate, samples, subject.source.yardstick)
 
 
 def _refusal(path: Path, agreement: Agreement) -> str:
@@ -165,25 +241,41 @@ def _refusal(path: Path, agreement: Agreement) -> str:
     )
 
 
-def verification_samples(source: Source, options: ExportOptions) -> tuple[Array, list[str]]:
+def verification_samples(source: Source, options: ExportOptions, usual: int) -> tuple[Array, list[str]]:
     """Samples for verification and test vectors, and warnings about where they come from.
 
-    `--calibration`, else the training split of the data set the network names, else seeded random input.
+    `--calibration`, else the training split of the data set the network names, else seeded random input. `usual` is how
+    many of real data, unless told otherwise.
 
     Raises:
         InputError: the data cannot be read or does not fit, or fewer than asked for.
     """
     data = options.calibration or source.dataset
     wanted = max(options.samples or 0, options.test_vectors)
-    if options.calibration is not None or data in DATASETS:
+    if _has_data(source, options):
         part = calibration_part(source, data)
         if wanted > len(part):
             raise InputError(f"{data}: has {len(part)} samples, --samples and --test-vectors ask for {wanted}")
-        return np.stack([part.sample(i) for i in range(min(wanted or DATA_SAMPLES, len(part)))]), []
+        return _take(part, wanted or usual), []
     count = wanted or RANDOM_SAMPLES
     where = f"data set {data!r} is not at hand" if data else "the model names no data set"
     warning = f"{where}: verified on {count} seeded random inputs; give real ones with --calibration"
     return random_samples(source, count), [warning] if options.verify else []
+
+
+def _has_data(source: Source, options: ExportOptions) -> bool:
+    return options.calibration is not None or source.dataset in DATASETS
+
+
+def _take(part: Samples, count: int) -> Array:
+    return np.stack([part.sample(i) for i in range(min(count, len(part)))])
+
+
+def _calibration(source: Source, options: ExportOptions) -> Array | None:
+    """What a quantisation is calibrated on: real data or nothing."""
+    if not _has_data(source, options):
+        return None
+    return _take(calibration_part(source, options.calibration or source.dataset), CALIBRATION_SAMPLES)
 
 
 def calibration_part(source: Source, data: str | Path) -> Samples:
@@ -201,33 +293,52 @@ def random_samples(source: Source, count: int, seed: int = 0) -> Array:
     return generator.poisson(0.5, shape).astype(np.float32)
 
 
-def _write_vectors(source: Source, path: Path, samples: Array) -> None:
-    reference = source.reference
+def _write_vectors(subject: Subject, path: Path, samples: Array) -> None:
+    """Inputs and outputs of the reference: the network, or for an integer artefact the quantised graph."""
+    reference = FixedExecutor(subject.graph) if subject.integer else subject.source.reference
     outputs = [next(iter(reference.run(samples[i : i + 16]).outputs.values())) for i in range(0, len(samples), 16)]
     with path.open("wb") as stream:
         np.savez_compressed(stream, input=samples, output=np.concatenate(outputs))
 
 
 def _sidecar(
-    source: Source, target: Target, agreement: Agreement | None, warnings: list[str], flags: Mapping[str, Any]
+    subject: Subject,
+    target: Target,
+    written: Written,
+    agreement: Agreement | None,
+    report: QuantisationReport | None,
+    warnings: list[str],
 ) -> dict[str, Any]:
-    told = hints(source.graph)
+    source, told = subject.source, hints(subject.graph)
     config = source.config
+    quantisation = {"bits": told["bits"], "granularity": told["granularity"]} if subject.integer else None
     return {
         "target": target,
-        "options": dict(flags),
+        "options": dict(subject.flags),
         "source": {"name": source.name, "sha256": source.sha256},
         "config": config.model_dump(mode="json") if config else None,
         "T": source.time_steps,
         "S": config.attention_window if config else told.get("window_steps"),
         "dt": source.dt,
-        "latency_steps": 0,
+        "latency_steps": written.latency_steps,
+        "notes": list(written.notes),
         "input": {"name": input_names(source.graph)[0], "shape": ["batch", *source.input_shape]},
-        "outputs": output_names(source.graph),
-        "quantisation": None,
+        "outputs": output_names(subject.graph),
+        "quantisation": report.to_dict() if report else quantisation,
         "verification": agreement.summary() if agreement else None,
         "warnings": warnings,
     }
 
 
-__all__ = ["ExportOptions", "ExportResult", "export_nir", "export_onnx", "random_samples", "verification_samples"]
+__all__ = [
+    "ExportOptions",
+    "ExportResult",
+    "export",
+    "export_lava",
+    "export_netx",
+    "export_nir",
+    "export_onnx",
+    "export_onnx_int8",
+    "random_samples",
+    "verification_samples",
+]

@@ -1,13 +1,14 @@
 """Run a checkpoint or an artefact on data: accuracy and spikes per layer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from statten_deploy.compare.executors import Executor, OnnxExecutor
+from statten_deploy.compare.executors import Executor, OnnxExecutor, OnnxIntegerExecutor
+from statten_deploy.compare.integers import LavaExecutor, NetxExecutor
 from statten_deploy.compare.verify import predicted_classes
 from statten_deploy.errors import InputError
 from statten_deploy.export.artefact import read_sidecar
@@ -15,6 +16,8 @@ from statten_deploy.source import load_source
 from statten_deploy.train.data import InputSpec, load_arrays
 
 BATCH = 32
+CLASSES_RANK = 3
+"""Of an output with one value per class: [batch, classes] or [batch, T, classes]; a feature map has more axes."""
 
 
 @dataclass
@@ -28,7 +31,7 @@ class LayerActivity:
 
 @dataclass
 class Evaluation:
-    """What a run gave. `accuracy` is None when the data has no labels."""
+    """What a run gave. `accuracy` is None when the data has no labels, or the output is a feature map, not classes."""
 
     artefact: str
     backend: str
@@ -53,7 +56,7 @@ def evaluate(
     time_steps: int | None = None,
     dt: float | None = None,
 ) -> Evaluation:
-    """Run `artefact` (a checkpoint, a ``.nir`` or an ``.onnx`` file) on the test split of `data`.
+    """Run `artefact` (a checkpoint or anything ``statten-export`` writes) on the test split of `data`.
 
     Raises:
         InputError: a file cannot be read, was changed since its export, or does not fit the data.
@@ -69,11 +72,15 @@ def evaluate(
     sites: dict[str, int] = {}
     for start in range(0, len(x), BATCH):
         execution = executor.run(x[start : start + BATCH])
-        predictions += predicted_classes(next(iter(execution.outputs.values()))).tolist()
+        output = next(iter(execution.outputs.values()))
+        if output.ndim <= CLASSES_RANK:
+            predictions += predicted_classes(output).tolist()
         for name, layer in execution.spikes.items():
             spikes[name] = spikes.get(name, 0) + int(np.count_nonzero(layer))
             sites[name] = sites.get(name, 0) + layer.size
-    correct = None if labels is None else int((np.asarray(predictions) == labels[: len(x)]).sum())
+    correct = None
+    if labels is not None and predictions:
+        correct = int((np.asarray(predictions) == labels[: len(x)]).sum())
     return Evaluation(
         artefact=str(path),
         backend=executor.name,
@@ -89,15 +96,22 @@ def evaluate(
 def _open(
     path: Path, config: Mapping[str, Any] | None, time_steps: int | None, dt: float | None
 ) -> tuple[Executor, InputSpec]:
-    if path.suffix != ".onnx":
+    opener = next((OPENERS[suffix] for suffix in OPENERS if path.name.endswith(suffix)), None)
+    if opener is None:
         source = load_source(path, config, time_steps, dt)
-        return source.reference, InputSpec(source.input_shape, source.classes)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected an ONNX file written by statten-export")
+        return source.executor, InputSpec(source.input_shape, source.classes)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; expected an artefact written by statten-export")
     if config or time_steps or dt:
-        raise InputError(f"{path}: --config, --time-steps and --dt are not for ONNX files, which are complete")
+        raise InputError(f"{path}: --config, --time-steps and --dt are not for exported artefacts, which are complete")
     read_sidecar(path)
-    executor = OnnxExecutor(path, spikes=True)
+    return opener(path)
+
+
+def _open_onnx(path: Path) -> tuple[Executor, InputSpec]:
+    executor: OnnxExecutor | OnnxIntegerExecutor = OnnxExecutor(path, spikes=True)
+    if executor.metadata.get("flavour") == "integer":
+        executor = OnnxIntegerExecutor(path)
     shape = executor.input.shape[1:]
     if not all(isinstance(size, int) for size in shape):
         raise InputError(
@@ -105,3 +119,21 @@ def _open(
         )
     classes = executor.metadata.get("classes", "")
     return executor, InputSpec(tuple(shape), int(classes) if classes.isdigit() else None)
+
+
+def _open_lava(path: Path) -> tuple[Executor, InputSpec]:
+    executor = LavaExecutor(path)
+    return executor, InputSpec(executor.runner.input_shape, executor.runner.classes)
+
+
+def _open_netx(path: Path) -> tuple[Executor, InputSpec]:
+    executor = NetxExecutor(path)
+    return executor, InputSpec(executor.runner.input_shape, None)
+
+
+OPENERS: dict[str, Callable[[Path], tuple[Executor, InputSpec]]] = {
+    ".onnx": _open_onnx,
+    ".lava": _open_lava,
+    ".net": _open_netx,
+}
+"""Artefacts that are complete in themselves, by the end of their name; everything else is a model to load."""

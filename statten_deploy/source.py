@@ -10,15 +10,18 @@ import nir
 import torch
 
 from statten_deploy.compare.executors import Executor, GraphExecutor, TorchExecutor, Traceable, graph_input
+from statten_deploy.compare.integers import FixedExecutor, TorchIntExecutor
 from statten_deploy.errors import ConfigError, InputError, UnsupportedError
 from statten_deploy.export.artefact import read_sidecar
 from statten_deploy.export.nir import read_nir
 from statten_deploy.frontend import build_graph
-from statten_deploy.ir import hints, input_names
+from statten_deploy.ir import hints, input_names, is_quantised
 from statten_deploy.ir.verify import DEFAULT_DT
 from statten_deploy.models.checkpoint import build_model, file_sha256, load_checkpoint
 from statten_deploy.models.config import ModelConfig
 from statten_deploy.models.statten import STAtten
+from statten_deploy.passes import MARKER
+from statten_deploy.quantize import QuantizeOptions, quantize
 
 
 @dataclass
@@ -34,11 +37,27 @@ class Source:
     path: Path | None = None
     dt: float = DEFAULT_DT
     """Seconds per step."""
+    trained: QuantizeOptions | None = None
+    """The quantisation that a checkpoint was trained for."""
     warnings: list[str] = field(default_factory=list)
 
     @property
+    def quantised(self) -> bool:
+        """Whether the graph is one of integers (a quantised NIR file)."""
+        return is_quantised(self.graph)
+
+    @property
+    def executor(self) -> Executor:
+        """What ``statten-run`` runs: the integer network where the source is one or was trained as one."""
+        if self.quantised:
+            return FixedExecutor(self.graph, name="nir")
+        if self.trained is not None:
+            return TorchIntExecutor(quantize(self.graph, self.trained))
+        return self.reference
+
+    @property
     def reference(self) -> Traceable:
-        """What every artefact is compared with."""
+        """What every float artefact is compared with."""
         if self.network is not None:
             return TorchExecutor(self.network)
         return GraphExecutor(self.graph, self.time_steps, "nir", self.dt)
@@ -103,6 +122,8 @@ def load_source(
         checkpoint = load_checkpoint(path, config)
         source = _from_network(build_model(checkpoint), time_steps, dt)
         source.sha256 = checkpoint.sha256
+        if checkpoint.quantisation is not None:
+            source.trained = QuantizeOptions(**checkpoint.quantisation)
     source.path = path
     return source
 
@@ -120,6 +141,11 @@ def _from_graph(graph: nir.NIRGraph, where: str, time_steps: int | None, dt: flo
     if len(input_names(graph)) != 1:
         raise UnsupportedError(f"{where}: has inputs {', '.join(input_names(graph))}; one is supported")
     told = hints(graph)
+    if int(told.get("latency_steps", 0)) and MARKER in told:
+        raise UnsupportedError(
+            f"{where}: its circuits were changed after the export, so they cannot be read back as attention, and their "
+            f"results are {told['latency_steps']} steps late; export the network again"
+        )
     if "time_steps" in told and time_steps not in (None, int(told["time_steps"])):
         raise ConfigError(f"--time-steps {time_steps}: {where} says {int(told['time_steps'])}; leave the option out")
     if "dt" in told and dt not in (None, float(told["dt"])):

@@ -52,6 +52,9 @@ def test_wheel_holds_only_statten_deploy(tmp_path: Path) -> None:
         "statten_deploy/models/zoo/digits.ckpt",
         "statten_deploy/export/onnx/build.py",
         "statten_deploy/export/nir/__init__.py",
+        "statten_deploy/export/lava/bundle/README.md",
+        "statten_deploy/export/lava/bundle/run.py",
+        "statten_deploy/export/lava/bundle/statten_lava/processes/__init__.py",
     ):
         assert expected in names, expected
 

@@ -26,8 +26,8 @@ class LavaResult:
     """What a run recorded, named and shaped as in `IntegerResult`.
 
     `outputs`: the integers of the graph's output [N, classes], or [N, T, ...] without a sum over time; `real`: the
-    same times the scale of the readout. `spikes` and `membranes` (after reset) [T, N, ...] per neuron layer. `facts`: samples, batch, steps, processes, start_seconds,
-    ms_per_step.
+    same times the scale of the readout. `spikes` and `membranes` (after reset) [T, N, ...] per neuron layer. `facts`:
+    samples, batch, steps, processes, start_seconds, ms_per_step.
     """
 
     outputs: dict[str, NDArray[Any]]

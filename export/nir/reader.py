@@ -32,7 +32,7 @@ FILE_FIELDS: dict[type[nir.NIRNode], tuple[frozenset[str], frozenset[str]]] = {
 """(required, optional) fields in a file where they differ from the constructor's."""
 
 
-def read_nir(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> nir.NIRGraph:
+def read_nir(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES, keep_circuits: bool = False) -> nir.NIRGraph:
     """Read a NIR file of this package or of any other tool.
 
     The file is measured before anything is allocated. Integers, the compact form, pool circuits, the readout and the
@@ -42,6 +42,7 @@ def read_nir(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> nir.NIR
     Args:
         path: an HDF5 file as `nir.write` or `write_nir` writes it.
         max_bytes: refuse a file whose declared arrays are larger than this when unpacked (8 GiB).
+        keep_circuits: leave the circuits of `lower_to_circuits` as the stock nodes they consist of.
 
     Raises:
         InputError: no such file, not a NIR file, damaged, too large, not self-contained, unknown or newer contents.
@@ -58,7 +59,7 @@ def read_nir(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> nir.NIR
         stock, graph = graph, raise_integers(graph, described)
         verify(graph)
         check_integers(stock, graph)
-        graph, raised = raise_circuits(graph)
+        graph, raised = (graph, False) if keep_circuits else raise_circuits(graph)
         if raised:
             verify(graph)
     except StattenError as error:

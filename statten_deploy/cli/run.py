@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    artefact: Annotated[Path, typer.Argument(help="An exported .nir or .onnx file, or a checkpoint.")],
+    artefact: Annotated[Path, typer.Argument(help="Anything statten-export writes, or a checkpoint.")],
     data: Annotated[str, typer.Option(help="digits (test split), an image folder, or an .npz with x and maybe y.")],
     samples: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
     config: ConfigOption = None,
@@ -48,6 +48,8 @@ def _show(result: "Evaluation") -> None:
     typer.echo(f"{result.artefact} ({result.backend}) on {result.samples} samples of {result.data}")
     if result.accuracy is not None:
         typer.echo(f"accuracy {result.accuracy:.2%} ({result.correct}/{result.samples})")
+    elif not result.predictions:
+        typer.echo("the output is a feature map: no classes to predict")
     else:
         typer.echo(f"no labels; predicted classes: {' '.join(map(str, result.predictions[:32]))}")
     width = max((len(layer.name) for layer in result.layers), default=0)

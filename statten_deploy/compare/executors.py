@@ -1,7 +1,7 @@
 """One way to run anything: the torch network, a graph, a NIR file, an ONNX file. All take the graph's own input."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from statten_deploy.errors import InputError
 from statten_deploy.export.nir import read_nir
 from statten_deploy.export.onnx import spike_values
+from statten_deploy.export.onnx.integer import Probes, with_probes
 from statten_deploy.ir import hints, input_names, is_cyclic, predecessors
 from statten_deploy.models.neurons import LIF
 from statten_deploy.models.statten import STAtten
@@ -38,6 +39,14 @@ class Execution:
             name: np.count_nonzero(spikes.reshape(*spikes.shape[:2], -1), axis=(0, 2)).astype(np.int64)
             for name, spikes in self.spikes.items()
         }
+
+
+@dataclass
+class IntegerExecution(Execution):
+    """One run in integers: outputs also as integers, and membranes after the reset [T, B, ...]; `outputs` are real."""
+
+    integers: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    membranes: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class Executor(Protocol):
@@ -173,52 +182,99 @@ def _distance(v: NDArray[Any], threshold: NDArray[Any]) -> NDArray[np.float64]:
 
 
 class OnnxExecutor:
-    """onnxruntime on an ONNX file. With `spikes`, every neuron layer's output is read out too."""
+    """onnxruntime on a float ONNX file. With `spikes`, every neuron layer's output is read out too."""
 
     def __init__(self, path: Path, *, spikes: bool = False) -> None:
         self.name = "onnx"
         self.layers: dict[str, str] = {}
-        model: str | bytes = str(path)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        try:
-            if spikes:
-                self.layers, model = _with_spike_outputs(path)
-            self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # neither protobuf nor onnxruntime has a common exception type
-            detail = " ".join(str(error).split())[:200]
-            raise InputError(f"{path}: not an ONNX file that onnxruntime can load ({detail})") from None
+        self.session = open_onnx(path, self._with_spike_outputs if spikes else None)
         self.metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
-        inputs = self.session.get_inputs()
-        self.input = inputs[0]
-        kinds = [f"{item.name}: {item.type} {item.shape}" for item in inputs]
-        if len(inputs) != 1 or self.input.type != "tensor(float)" or isinstance(self.input.shape[0], int):
-            raise InputError(
-                f"{path}: expected one float32 input with a free batch axis, found {'; '.join(kinds)}; "
-                "write the file with statten-export"
-            )
+        self.input = self.session.get_inputs()[0]
         self.output_names = [output.name for output in self.session.get_outputs() if output.name not in self.layers]
 
     def run(self, x: Array) -> Execution:
-        names = [*self.output_names, *self.layers]
-        try:
-            values = dict(zip(names, self.session.run(names, {self.input.name: x}), strict=True))
-        except Exception as error:  # as above
-            raise InputError(f"onnxruntime cannot run the model: {' '.join(str(error).split())[:200]}") from None
+        values = run_onnx(self.session, [*self.output_names, *self.layers], x)
         spikes = {}
         for value, layer in self.layers.items():
             flat = values[value]  # [T·B, ...]
             spikes[layer] = flat.reshape(-1, len(x), *flat.shape[1:]) > 0.5
         return Execution({name: values[name] for name in self.output_names}, spikes)
 
+    def _with_spike_outputs(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Every neuron layer's spikes as further outputs; remembers value name -> layer name."""
+        self.layers = {value: layer for layer, value in spike_values(model).items()}
+        for value in self.layers:
+            model.graph.output.append(onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
+        return model
 
-def _with_spike_outputs(path: Path) -> tuple[dict[str, str], bytes]:
-    """The same model with every neuron layer's spikes as further outputs: value name -> layer name."""
-    model = onnx.load(str(path))
-    layers = {value: layer for layer, value in spike_values(model).items()}
-    for value in layers:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
-    return layers, model.SerializeToString()
+
+class OnnxIntegerExecutor:
+    """onnxruntime on an integer ONNX file, with spikes, membranes (if asked for) and integer readouts."""
+
+    def __init__(self, path: Path, *, membranes: bool = False) -> None:
+        self.name = "onnx-int8"
+        self.membranes = membranes
+        self.probes = Probes()
+        self.session = open_onnx(path, self._with_probes)
+        self.metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
+        self.input = self.session.get_inputs()[0]
+        shown = {*self.probes.spikes.values(), *self.probes.membranes.values(), *self.probes.integers.values()}
+        self.output_names = [output.name for output in self.session.get_outputs() if output.name not in shown]
+
+    def run(self, x: Array) -> IntegerExecution:
+        spikes, membranes, integers = self.probes.spikes, self.probes.membranes, self.probes.integers
+        if not self.membranes:
+            membranes = {}
+        names = [*self.output_names, *spikes.values(), *membranes.values(), *integers.values()]
+        values = run_onnx(self.session, names, x)
+        outputs = {name: values[name] for name in self.output_names}
+        whole = {name: values[integers[name]] if name in integers else value for name, value in outputs.items()}
+        return IntegerExecution(
+            outputs,
+            {layer: values[name] for layer, name in spikes.items()},
+            {name: value.astype(np.int64) for name, value in whole.items()},
+            {layer: values[name] for layer, name in membranes.items()},
+        )
+
+    def _with_probes(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        probed, self.probes = with_probes(model)
+        return probed
+
+
+def open_onnx(path: Path, prepare: Callable[[onnx.ModelProto], onnx.ModelProto] | None) -> ort.InferenceSession:
+    """A session on the CPU; `prepare` changes the model before it is loaded.
+
+    Raises:
+        InputError: not a model that onnxruntime can load, or not one float32 input with a free batch axis.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        model = prepare(onnx.load(str(path))).SerializeToString() if prepare else str(path)
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # neither protobuf nor onnxruntime has a common exception type
+        detail = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not an ONNX file that onnxruntime can load ({detail})") from None
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or isinstance(inputs[0].shape[0], int):
+        kinds = "; ".join(f"{item.name}: {item.type} {item.shape}" for item in inputs)
+        raise InputError(
+            f"{path}: expected one float32 input with a free batch axis, found {kinds}; "
+            "write the file with statten-export"
+        )
+    return session
+
+
+def run_onnx(session: ort.InferenceSession, names: list[str], x: Array) -> dict[str, NDArray[Any]]:
+    """The named outputs for one batch.
+
+    Raises:
+        InputError: onnxruntime refuses the batch.
+    """
+    try:
+        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: x}), strict=True))
+    except Exception as error:  # as above
+        raise InputError(f"onnxruntime cannot run the model: {' '.join(str(error).split())[:200]}") from None
 
 
 def graph_input(graph: nir.NIRGraph) -> tuple[tuple[int, ...], bool]:

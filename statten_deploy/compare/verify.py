@@ -37,6 +37,11 @@ class Agreement:
     yardstick_predictions_differ: int = 0
     samples_with_flips: int = 0
     largest_first_flip_margin: float = 0.0
+    exact: bool = False
+    """Integers compared with integers: nothing is tolerated."""
+    membrane_sites: int = 0
+    membrane_mismatches: int = 0
+    output_mismatches: int = 0
     layers: dict[str, LayerAgreement] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -68,13 +73,20 @@ class Agreement:
 
     def summary(self) -> dict[str, Any]:
         """For the sidecar and ``--json``."""
+        integers = {
+            "membrane_sites": self.membrane_sites,
+            "membrane_mismatches": self.membrane_mismatches,
+            "output_mismatches": self.output_mismatches,
+        }
         return {
             "reference": self.reference,
+            "exact": self.exact,
             "samples": self.samples,
             "max_abs_diff": self.max_abs_diff,
             "spike_mismatches": self.spike_mismatches,
             "spike_sites": self.sites,
             "spike_mismatches_float64_yardstick": self.yardstick,
+            **(integers if self.exact else {}),
             "samples_with_flips": self.samples_with_flips,
             "prediction_agreement": self.prediction_agreement,
             "layers": {
@@ -103,23 +115,25 @@ def verify_against(
     while start < len(samples):
         batch = samples[start : start + step]
         expected, found = reference.run(batch), candidate.run(batch)
-        if not _same_interface(agreement, expected, found):
+        if not same_interface(agreement, expected, found):
             break
         if yardstick is not None:
             _measure_yardstick(agreement, expected, yardstick.run(batch))
         _compare(agreement, reference, batch, expected, found)
         start += step
-        step = _batch_size(expected, len(batch))
+        step = batch_size(expected, len(batch))
     _judge(agreement)
     return agreement
 
 
-def _batch_size(execution: Execution, samples: int) -> int:
+def batch_size(execution: Execution, samples: int) -> int:
+    """How many samples to run at once, from what one took."""
     size = sum(spikes.nbytes for spikes in execution.spikes.values()) // samples
     return max(1, min(64, BATCH_BYTES // max(size, 1)))
 
 
-def _same_interface(agreement: Agreement, expected: Execution, found: Execution) -> bool:
+def same_interface(agreement: Agreement, expected: Execution, found: Execution) -> bool:
+    """Whether outputs and neuron layers have the same names and shapes; what does not is added to the problems."""
     before = len(agreement.problems)
     for kind, a, b in (("output", expected.outputs, found.outputs), ("neuron layer", expected.spikes, found.spikes)):
         for name in sorted(a.keys() - b.keys()):

@@ -14,28 +14,9 @@ import pytest
 import torch
 
 from statten_deploy import export_nir
-from statten_deploy.cli import export as export_cli
-from statten_deploy.cli import run as run_cli
-from statten_deploy.cli.common import run as run_command
 from statten_deploy.models.checkpoint import CONFIG_KEY, load_model
+from tests.cli.commands import DIGITS, ZOO, error_line, export, run
 from tests.conftest import lively_input, lively_model, small_config
-
-ZOO = Path(__file__).resolve().parents[2] / "models/zoo"
-DIGITS = ZOO / "digits.ckpt"
-
-
-def export(*arguments: object) -> int:
-    return run_command(export_cli.app, "statten-export", [str(a) for a in arguments])
-
-
-def run(*arguments: object) -> int:
-    return run_command(run_cli.app, "statten-run", [str(a) for a in arguments])
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -44,14 +25,6 @@ def random_checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "random.ckpt"
     torch.save({"state_dict": model.state_dict(), CONFIG_KEY: model.config.model_dump(mode="json")}, path)
     return path
-
-
-def error_line(capsys: pytest.CaptureFixture[str]) -> str:
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert "Traceback" not in captured.err
-    return captured.err
 
 
 @pytest.mark.parametrize("target", ["nir", "onnx"])
@@ -239,7 +212,7 @@ def test_silence_is_not_agreement(here: Path, capsys) -> None:
 
 @pytest.mark.parametrize("factor", [1.01, 1.05])
 def test_a_wrong_onnx_of_a_strangers_graph_is_caught(here: Path, capsys, monkeypatch, factor: float) -> None:
-    from statten_deploy import api
+    from statten_deploy import targets
 
     def broken(graph, **options):
         nodes = dict(graph.nodes)
@@ -247,8 +220,8 @@ def test_a_wrong_onnx_of_a_strangers_graph_is_caught(here: Path, capsys, monkeyp
         nodes["n"] = nir.LIF(old.tau, old.r, old.v_leak, old.v_threshold * np.float32(factor), old.v_reset)
         return build(nir.NIRGraph(nodes, graph.edges, metadata=graph.metadata, type_check=False), **options)
 
-    build = api.build_onnx
-    monkeypatch.setattr(api, "build_onnx", broken)
+    build = targets.build_onnx
+    monkeypatch.setattr(targets, "build_onnx", broken)
     path = stranger(here / "s.nir")
     x = np.random.default_rng(1).random((64, 6, 4)).astype(np.float32) * 3
     np.savez(here / "s.npz", x=x)
@@ -319,14 +292,14 @@ def test_sigterm_removes_temporary_files(here: Path) -> None:
 
 def test_disagreement_is_status_1_and_no_file(here: Path, capsys, monkeypatch) -> None:
     """The emitter is broken on purpose: the written graph fires at other thresholds."""
-    from statten_deploy import api
+    from statten_deploy import targets
 
     def broken(graph, path):
         graph.nodes["block.0.mlp.fc1_lif"].v_threshold *= np.float32(1.1)
         return write(graph, path)
 
-    write = api.write_nir
-    monkeypatch.setattr(api, "write_nir", broken)
+    write = targets.write_nir
+    monkeypatch.setattr(targets, "write_nir", broken)
     (here / "digits.nir").write_bytes(b"old")
     assert export(DIGITS, "--target", "nir") == 1
     assert "'block.0.mlp.fc1_lif'" in error_line(capsys)
