@@ -49,11 +49,20 @@ class Staging:
         return Path(name)
 
     def bundle(self, destination: Path) -> Path:
-        """A temporary folder for `destination`, an artefact that is a folder with a manifest."""
-        if destination.exists() and not (destination / MANIFEST).is_file():
-            raise InputError(
-                f"{destination}: exists and is not a bundle of this tool (no {MANIFEST}); choose another --out"
-            )
+        """A temporary folder for `destination`, an artefact that is a folder with a manifest.
+
+        Raises:
+            InputError: something stands there that is not a bundle, or holds files that no export wrote.
+        """
+        if destination.is_symlink():
+            raise InputError(f"{destination}: is a link; --out names the folder to write")
+        if destination.exists():
+            foreign = _foreign_files(destination)
+            if foreign:
+                raise InputError(
+                    f"{destination}: exists and holds what no export wrote: {', '.join(foreign[:4])}; move it away or "
+                    "choose another --out"
+                )
         name = tempfile.mkdtemp(prefix=f".{destination.stem}.", suffix=destination.suffix, dir=self.folder)
         self._files[destination] = Path(name)
         return Path(name)
@@ -90,6 +99,21 @@ class Staging:
                 shutil.rmtree(temporary, ignore_errors=True)
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _foreign_files(bundle: Path) -> list[str]:
+    """What stands in a folder beside the files that its manifest lists; everything where there is no manifest."""
+    if not bundle.is_dir():
+        return [bundle.name]
+    listed: set[str] = set()
+    try:
+        document = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+        if document["format"] and document["kind"].startswith("statten"):
+            listed = {MANIFEST, *document["files"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    present = [part.relative_to(bundle) for part in bundle.rglob("*") if part.is_file() or part.is_symlink()]
+    return sorted(str(part) for part in present if str(part) not in listed and "__pycache__" not in part.parts)
 
 
 def _umask() -> int:

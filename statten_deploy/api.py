@@ -15,7 +15,9 @@ from statten_deploy.compare.integers import FixedExecutor
 from statten_deploy.compare.verify import Agreement, batch_size, verify_against
 from statten_deploy.errors import InputError, VerificationError
 from statten_deploy.export.artefact import file_facts, sidecar_path, staging, vectors_path, write_sidecar
+from statten_deploy.fixed_point import shift
 from statten_deploy.ir import hints, input_names, output_names
+from statten_deploy.ir.integer import IntegerLIF
 from statten_deploy.models.statten import STAtten
 from statten_deploy.passes import MAX_CIRCUIT_NEURONS, Profile
 from statten_deploy.quantize import Granularity, QuantisationReport, QuantizeOptions, quantisation_report, quantize
@@ -154,7 +156,8 @@ def export(
     warnings = [*source.warnings, *warnings]
     with staging(path) as stage:
         temporary = stage.bundle(path) if spec.folder else stage.file(path)
-        subject, report = _subject(source, target, options, flags, samples)
+        subject, report, more = _subject(source, target, options, flags, samples)
+        warnings += more
         written = spec.write(subject, temporary)
         warnings += written.warnings
         agreement = None
@@ -188,8 +191,8 @@ def _check_destination(source: Source, target: Target, path: Path, options: Expo
 
 def _subject(
     source: Source, target: Target, options: ExportOptions, flags: Mapping[str, Any], samples: Array
-) -> tuple[Subject, QuantisationReport | None]:
-    """The graph to write: as it is, or quantised."""
+) -> tuple[Subject, QuantisationReport | None, list[str]]:
+    """The graph to write, as it is or quantised, with what the quantisation did, and warnings."""
     spec = TARGETS[target]
     asked = options.bits is not None or options.granularity is not None
     if source.quantised:
@@ -197,26 +200,40 @@ def _subject(
             raise InputError(f"{source.name}: is quantised already; leave out --bits and --granularity")
         if spec.integer == "never":
             raise InputError(f"{source.name}: is a quantised graph and --target {target} is float; use {target}-int8")
-        return Subject(source, spec.round(spec.cut(source.graph, flags)), True, flags), None
+        graph = spec.cut(source.graph, flags)
+        rounded = spec.round(graph)
+        changed = [name for name in rounded.nodes if _bias(rounded.nodes[name]) != _bias(graph.nodes[name])]
+        warning = [f"--target {target} cannot hold the biases of {', '.join(changed)}: rounded"] if changed else []
+        return Subject(source, rounded, True, flags), None, warning
     if spec.integer == "never" and asked:
         raise InputError(f"--bits and --granularity: --target {target} is float32; use --target {target}-int8")
-    if spec.integer == "never" or (spec.integer == "optional" and options.bits is None):
+    trained = source.trained if not flags.get("attention") else None  # circuits are of float networks
+    if spec.integer == "never" or (spec.integer == "optional" and options.bits is None and trained is None):
         if options.granularity is not None:
             raise InputError(f"--granularity needs --bits: without them --target {target} is float32")
-        return Subject(source, source.graph, False, flags), None
+        warning = []
+        if source.trained is not None:
+            warning = [f"trained for weights of {source.trained.bits} bits, written as the float network behind them"]
+        return Subject(source, source.graph, False, flags), None, warning
     graph = spec.cut(source.graph, flags)
     chosen = _quantize_options(source, target, options)
     calibration = None if chosen == source.trained else _calibration(source, options)  # trained weights fit as they are
     quantised = spec.round(quantize(graph, chosen, calibration))
     seen = samples[: batch_size(source.reference.run(samples[:1]), 1)]
     report = quantisation_report(graph, quantised, seen, source.reference.run(seen).spikes)
-    return Subject(source, quantised, True, flags), report
+    return Subject(source, quantised, True, flags), report, report.warnings()
+
+
+def _bias(node: nir.NIRNode) -> list[int]:
+    """In membrane units, of neurons; nothing of other nodes."""
+    return shift(node.bias_mantissa, node.bias_exponent).ravel().tolist() if isinstance(node, IntegerLIF) else []
 
 
 def _quantize_options(source: Source, target: Target, options: ExportOptions) -> QuantizeOptions:
     spec = TARGETS[target]
     trained = source.trained
-    granularity = options.granularity or (trained.granularity if trained else spec.granularities[0])
+    usual = trained.granularity if trained and trained.granularity in spec.granularities else spec.granularities[0]
+    granularity = options.granularity or usual
     if granularity not in spec.granularities:
         raise InputError(
             f"--granularity {granularity}: --target {target} has one scale per {' or '.join(spec.granularities)}"

@@ -158,4 +158,6 @@ def _from_graph(graph: nir.NIRGraph, where: str, time_steps: int | None, dt: flo
         warnings.append(f"{where} does not say how long a step is: {DEFAULT_DT} s assumed (--dt)")
     seconds = float(told.get("dt", DEFAULT_DT if dt is None else dt))
     name = str(told.get("name", Path(where).stem))
+    known = {**graph.metadata, "statten": {**told, "time_steps": int(steps), "dt": seconds}}
+    graph = nir.NIRGraph(graph.nodes, graph.edges, metadata=known, type_check=False)
     return Source(name, graph, int(steps), dt=seconds, warnings=warnings)

@@ -6,7 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statten_deploy.compare.executors import Array, IntegerExecution
-from statten_deploy.compare.verify import Agreement, LayerAgreement, batch_size, predicted_classes, same_interface
+from statten_deploy.compare.verify import (
+    Agreement,
+    LayerAgreement,
+    batch_size,
+    note_silence,
+    predicted_classes,
+    same_interface,
+)
 
 
 class IntegerExecutor(Protocol):
@@ -36,6 +43,7 @@ def verify_exact(reference: IntegerExecutor, candidate: IntegerExecutor, samples
     hidden = sorted(expected.membranes.keys() - found.membranes.keys()) if len(samples) else []
     if hidden and agreement.passed:
         agreement.notes.append(f"membranes of {len(hidden)} layers are not shown by {candidate.name}: spikes compared")
+    note_silence(agreement)
     return agreement
 
 

@@ -231,6 +231,14 @@ def _trace_first_flips(
             )
 
 
+def note_silence(agreement: Agreement) -> None:
+    """Say which layers never fired: their agreement means nothing."""
+    silent = [layer.name for layer in agreement.layers.values() if layer.reference_spikes == 0]
+    if silent:
+        shown = ", ".join(silent[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
+        agreement.notes.append(f"no neuron of {shown} fired on these samples: nothing behind them is verified")
+
+
 def _judge(agreement: Agreement) -> None:
     sites, samples = max(agreement.sites, 1), max(agreement.samples, 1)
     flips, own = agreement.spike_mismatches / sites, agreement.yardstick / sites
@@ -242,10 +250,7 @@ def _judge(agreement: Agreement) -> None:
     budget += limit("predictions_factor") * agreement.yardstick_predictions_differ
     if differ > budget:
         agreement.problems.append(f"{differ} of {samples} predictions differ, allowed {int(budget)}")
-    silent = [layer.name for layer in agreement.layers.values() if layer.reference_spikes == 0]
-    if silent:
-        shown = ", ".join(silent[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
-        agreement.notes.append(f"no neuron of {shown} fired on these samples: nothing behind them is verified")
+    note_silence(agreement)
     if agreement.samples_with_flips > samples // 2:
         agreement.notes.append(
             f"{agreement.samples_with_flips} of {samples} samples hold flips at thresholds that cascade "

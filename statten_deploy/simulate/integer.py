@@ -33,6 +33,7 @@ from statten_deploy.ir.integer import (
     TemporalSum,
 )
 from statten_deploy.ir.shapes import infer_shapes
+from statten_deploy.simulate.device import usable_device
 from statten_deploy.simulate.integer_neurons import IntegerNeurons
 from statten_deploy.simulate.operators import OPERATORS, Context, Operator
 
@@ -54,7 +55,7 @@ class IntegerNetwork:
     """
 
     def __init__(self, graph: nir.NIRGraph, device: str | torch.device = "cpu") -> None:
-        self.graph, self.device = graph, _device(device)
+        self.graph, self.device = graph, usable_device(device)
         self.order, self.into = topological_order(graph), predecessors(graph)
         kinds = {name: type(graph.nodes[name]) for name in self.order}
         unknown = [f"{name} ({kind.__name__})" for name, kind in kinds.items() if kind not in (*SHARED, *OWN)]
@@ -346,13 +347,3 @@ def _total(intervals: list[Interval]) -> Interval:
 def _bound(ranges: dict[str, Interval], sources: list[str]) -> int:
     """No partial sum of what arrives is larger."""
     return sum(ranges[source].magnitude for source in sources)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"device {str(device)!r} cannot be used here ({reason}); use 'cpu'") from None
-    return found

@@ -14,11 +14,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from statten_deploy.errors import GraphError, InputError
+from statten_deploy.errors import GraphError, InputError, UnsupportedError
 from statten_deploy.ir.graph import hints, inline_subgraphs, input_names, output_names, predecessors
+from statten_deploy.ir.integer import is_quantised
 from statten_deploy.ir.nodes import STAttenAttention
 from statten_deploy.ir.shapes import Shape, infer_shapes
 from statten_deploy.ir.verify import SPIKING, time_step, verify
+from statten_deploy.simulate.device import usable_device
 from statten_deploy.simulate.operators import OPERATORS, Context, Operator
 from statten_deploy.simulate.schedule import Loop, Signal, Sum, make_schedule, makes
 
@@ -102,7 +104,7 @@ class Simulator:
         micro_batch: samples computed at a time; by default as many as keep live signals below 256 MiB.
 
     Raises:
-        GraphError: the graph is not valid.
+        GraphError: the graph is not valid. UnsupportedError: it is a quantised graph.
         InputError: a device that does not exist, or numbers that are not positive.
     """
 
@@ -116,12 +118,16 @@ class Simulator:
         micro_batch: int | None = None,
     ) -> None:
         self.graph = inline_subgraphs(graph)
+        if is_quantised(self.graph):
+            raise UnsupportedError(
+                "the float simulator does not run quantised graphs; use statten_deploy.fixed_point.runner.IntegerRunner"
+            )
         self.dt = _positive("dt", time_step(self.graph) if dt is None else float(dt))
         self._asked_steps = time_steps
         told = hints(self.graph).get("time_steps") if time_steps is None else time_steps
         self.time_steps = None if told is None else int(_positive("time_steps", int(told)))
         self.micro_batch = None if micro_batch is None else int(_positive("micro_batch", micro_batch))
-        self.device = _device(device)
+        self.device = usable_device(device)
         verify(self.graph, dt=self.dt)
         self.shapes = infer_shapes(self.graph)
         self.schedule = make_schedule(self.graph)
@@ -300,16 +306,6 @@ def _positive(name: str, value: float) -> float:
     if not value > 0:
         raise InputError(f"{name} must be positive, got {value:g}")
     return value
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"device {str(device)!r} cannot be used here ({reason}); use 'cpu'") from None
-    return found
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import nir
 import numpy as np
 import onnx
 import pytest
 
+from statten_deploy.export.nir import read_nir
 from tests.cli.commands import DIGITS, ZOO, error_line, export, run
 
 FEW = ("--samples", 3)
@@ -102,7 +104,7 @@ def test_a_changed_bundle_is_refused(here: Path, capsys) -> None:
     (here / "mine.lava").mkdir()
     (here / "mine.lava" / "precious").write_text("")
     assert export(DIGITS, "--target", "lava", "--out", "mine.lava", "--no-verify") == 2
-    assert "not a bundle of this tool" in error_line(capsys)
+    assert "holds what no export wrote: precious" in error_line(capsys)
     assert [p.name for p in (here / "mine.lava").iterdir()] == ["precious"]
 
 
@@ -162,6 +164,10 @@ def test_a_checkpoint_trained_for_four_bits(here: Path, capsys) -> None:
     assert export(trained, "--target", "onnx-int8", *FEW, "--json") == 0
     capsys.readouterr()
     assert json.loads((here / "digits-4bit.int8.onnx.json").read_text())["quantisation"]["bits"] == 4
+    assert export(trained, "--target", "nir", *FEW) == 0
+    assert json.loads((here / "digits-4bit.nir.json").read_text())["quantisation"]["bits"] == 4
+    assert export(trained, "--target", "onnx", *FEW) == 0
+    assert "trained for weights of 4 bits, written as the float network" in capsys.readouterr().err
     results = []
     for artefact in (trained, "digits-4bit.int8.onnx"):
         assert run(artefact, "--data", "digits", "--samples", 64, "--json") == 0
@@ -170,3 +176,44 @@ def test_a_checkpoint_trained_for_four_bits(here: Path, capsys) -> None:
     assert results[0]["layers"] == results[1]["layers"]
     assert results[0]["predictions"] == results[1]["predictions"]
     assert results[0]["correct"] >= 60
+
+
+def plain_file(path: Path, tau: float) -> Path:
+    """A file as another tool writes it: no hints, one convolution and one layer of neurons."""
+    rng = np.random.default_rng(0)
+    ones = np.ones((3, 6, 6), np.float32)
+    nodes = {
+        "input": nir.Input({"input": np.array([2, 6, 6])}),
+        "c": nir.Conv2d(
+            (6, 6), rng.normal(0.2, 0.3, (3, 2, 3, 3)).astype(np.float32), 1, 1, 1, 1, np.zeros(3, np.float32)
+        ),
+        "n3": nir.LIF(ones * np.float32(tau), ones, ones * 0, ones, ones * 0),
+        "output": nir.Output({"output": np.array([3, 6, 6])}),
+    }
+    nir.write(path, nir.NIRGraph(nodes, [("input", "c"), ("c", "n3"), ("n3", "output")]))
+    np.savez(path.with_suffix(".npz"), x=rng.poisson(0.6, (4, 4, 2, 6, 6)).astype(np.float32))
+    return path
+
+
+@pytest.mark.parametrize("target", ["nir", "onnx-int8", "lava", "netx"])
+def test_files_of_other_tools(here: Path, capsys, target: str) -> None:
+    """Steps and their length come from the command, and change the integers."""
+    path = plain_file(here / "s.nir", tau=4e-4)
+    told = ("--time-steps", 4, "--dt", "2e-4", "--calibration", "s.npz", "--out", f"q{SUFFIX[target]}")
+    assert export(path, "--target", target, "--bits", 8, *told) == 0
+    assert "0 of 1,728 membranes" in capsys.readouterr().out
+    if target == "nir":
+        assert read_nir(here / "q.nir").nodes["n3"].dv == 2048
+
+
+SUFFIX = {"nir": ".nir", "onnx-int8": ".onnx", "lava": ".lava", "netx": ".net"}
+
+
+def test_what_the_data_do_not_fit_is_said(here: Path, capsys) -> None:
+    path = plain_file(here / "s.nir", tau=4e-4)
+    np.savez(here / "analog.npz", x=np.random.default_rng(0).random((4, 4, 2, 6, 6), np.float32) * 0.49)
+    options = ("--target", "onnx-int8", "--time-steps", 4, "--dt", "2e-4", "--calibration", "analog.npz")
+    assert export(path, *options) == 0
+    said = capsys.readouterr().err
+    assert "input" in said
+    assert "no neuron of n3 fired on these samples" in said

@@ -96,7 +96,8 @@ def write_bundle(path: Path, content: str) -> None:
         folder = stage.bundle(path)
         (folder / "inner").mkdir()
         (folder / "inner" / "weights").write_text(content)
-        (folder / MANIFEST).write_text(content)
+        manifest = {"kind": "statten-test", "format": 1, "files": {"inner/weights": content}}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
         write_sidecar(stage.file(sidecar_path(path)), path.name, folder, {"target": "lava"})
         stage.commit()
 
@@ -108,7 +109,7 @@ def test_a_bundle_replaces_a_bundle_and_nothing_else(tmp_path: Path) -> None:
         assert (path / "inner" / "weights").read_text() == content
         sidecar = read_sidecar(path)
         assert sidecar is not None
-        assert sidecar["bytes"] == 6
+        assert sidecar["bytes"] == 3 + (path / MANIFEST).stat().st_size
         assert sorted(p.name for p in tmp_path.iterdir()) == ["m.lava", "m.lava.json"]
     umask = os.umask(0)
     os.umask(umask)
@@ -117,10 +118,26 @@ def test_a_bundle_replaces_a_bundle_and_nothing_else(tmp_path: Path) -> None:
     (path / MANIFEST).write_text("changed")
     with pytest.raises(InputError, match="SHA-256 differs"):
         read_sidecar(path)
-    (path / MANIFEST).unlink()
-    with pytest.raises(InputError, match="not a bundle of this tool"):
+    with pytest.raises(InputError, match=r"holds what no export wrote: inner/weights, manifest\.json"):
         write_bundle(path, "three")
     assert (path / "inner" / "weights").read_text() == "two"
+
+
+def test_files_that_were_put_into_a_bundle_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "m.lava"
+    write_bundle(path, "one")
+    (path / "frames.npz").write_text("precious")
+    with pytest.raises(InputError, match=r"holds what no export wrote: frames\.npz"):
+        write_bundle(path, "two")
+    (path / "frames.npz").unlink()
+    link = tmp_path / "link.lava"
+    for target in (path, tmp_path / "nowhere"):
+        link.symlink_to(target)
+        with pytest.raises(InputError, match="is a link"):
+            write_bundle(link, "two")
+        link.unlink()
+    assert (path / "inner" / "weights").read_text() == "one"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.lava", "m.lava.json"]
 
 
 def test_a_failed_bundle_leaves_the_old_one(tmp_path: Path) -> None:
@@ -134,7 +151,7 @@ def test_a_failed_bundle_leaves_the_old_one(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         fail()
-    assert (path / MANIFEST).read_text() == "old"
+    assert (path / "inner" / "weights").read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.lava", "m.lava.json"]
 
 

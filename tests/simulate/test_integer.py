@@ -17,7 +17,7 @@ from statten_deploy.frontend import build_graph
 from statten_deploy.ir.integer import InputEncoder, IntegerConv2d, IntegerLIF, IntegerLinear
 from statten_deploy.models.checkpoint import load_model
 from statten_deploy.quantize import QuantizeOptions, quantize
-from statten_deploy.simulate import integer
+from statten_deploy.simulate import Simulator, integer
 from statten_deploy.simulate.integer import TorchIntegerRunner, conv2d_by_patches, exact_floats
 from statten_deploy.simulate.integer_neurons import IntegerNeurons
 from statten_deploy.train.data import load_arrays
@@ -227,3 +227,9 @@ def test_refusals() -> None:
         TorchIntegerRunner(graph).run(np.zeros((2, 3, 8, 8)))
     with pytest.raises(UnsupportedError, match=r"node 'fc': sums of up to .* do not fit the 53 bits of float64"):
         TorchIntegerRunner(layer_graph(np.random.default_rng(0), 45))
+
+
+def test_the_float_simulator_refuses_integers() -> None:
+    graph = quantize(build_graph(lively_model(small_config("static", depth=1))))
+    with pytest.raises(UnsupportedError, match="does not run quantised graphs"):
+        Simulator(graph)

@@ -131,6 +131,7 @@ class _Body(FunctionBody):
         super().__init__()
         self.plan, self.element = plan, ELEMENT[np.dtype(plan.dtype)]
         self._constants: dict[float, str] = {}
+        self._outputs: set[str] = set()
 
     def number(self, value: float) -> str:
         if value not in self._constants:
@@ -139,10 +140,11 @@ class _Body(FunctionBody):
 
     def named(self, value: str, output: str) -> None:
         """Give `value` the name of an output of the function."""
-        if self.nodes and value == self.nodes[-1].output[0]:
+        if self.nodes and value == self.nodes[-1].output[0] and value not in self._outputs:
             self.nodes[-1].output[0] = output
         else:
             self.op("Identity", [value], output)
+        self._outputs.add(output)
 
     def real(self, parameter: str) -> str:
         """A parameter, stored in the smallest integer type, in the type of the membrane."""

@@ -100,6 +100,16 @@ def test_decays(dv: int, du: int) -> None:
     assert result.membranes["n1"].min() < 0 < result.membranes["n1"].max()
 
 
+@pytest.mark.parametrize("du", [2047, 4095])
+def test_a_membrane_without_memory_is_the_current(du: int) -> None:
+    """dv = 4096, no bias, small weights: what is left of a step is one addition, or none."""
+    rng = np.random.default_rng(1)
+    neurons = lif(rng, (5,), threshold=9000, dv=4096, du=du, bias_mantissa=np.zeros(5), bias_exponent=np.zeros(5))
+    graph = integer_graph((4,), linear(rng, 5, 4), neurons)
+    result = agree(graph, counts(rng, graph, batch=20), *EVERYWHERE)
+    assert np.abs(result.membranes["n1"]).max() > 0
+
+
 @pytest.mark.parametrize("exponent", [4, 1, -1, -7])
 def test_input_exponent_shifts_the_sum_of_all_inputs(exponent: int) -> None:
     rng = np.random.default_rng(3)
