@@ -10,6 +10,10 @@ from statten_deploy.version import __version__
 
 KIND = "statten-lava-bundle"
 FORMAT = 1
+CODE = (".py", ".pyc", ".pyo", ".pyw", ".pth", ".so", ".pyd", ".dll", ".dylib")
+"""Suffixes of what Python loads, here or on another system."""
+NAMED = 8
+"""Most files that a message names."""
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
@@ -46,17 +50,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: not a Lava bundle (no readable {MANIFEST} of kind {KIND}); export with --target lava"
         )
     document: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    listed = document.get("files")
-    if document.get("format") != FORMAT or not isinstance(listed, dict) or "run.py" not in listed:
+    if document.get("format") != FORMAT:
         raise InputError(
             f"{folder / MANIFEST}: format {document.get('format')!r}, this version reads {FORMAT}; export again"
         )
+    listed = document.get("files")
+    if not isinstance(listed, dict) or "run.py" not in listed:
+        raise InputError(f"{folder / MANIFEST}: 'files' must list run.py and the other files; export again")
     present = _files(folder)
     wrong = [name for name in listed if name not in present or file_facts(folder / name) != listed[name]]
-    wrong += [name for name in present if name not in listed and name.endswith(".py")]
+    wrong += [name for name in _loadable(folder) if name not in listed]
     if wrong:
-        raise InputError(f"{folder}: changed or damaged since it was exported: {', '.join(wrong)}; export again")
+        named = ", ".join(wrong[:NAMED]) + (f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else "")
+        raise InputError(f"{folder}: changed or damaged since it was exported: {named}; export again")
     return document
+
+
+def _loadable(folder: Path) -> list[str]:
+    """What Python could import from `folder`: source, byte code, libraries, and links, which may lead to any of it."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or (path.is_file() and path.name.lower().endswith(CODE))
+    )
 
 
 def _files(folder: Path) -> list[str]:

@@ -54,7 +54,7 @@ class LavaRunner:
             """Of one sample: [C, H, W], or [T, C, H, W] for frames."""
             self.classes = None if self.manifest["classes"] is None else int(self.manifest["classes"])
             self.output = str(self.manifest["output"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(f"{self.folder}: its manifest lacks what this version needs; export again") from None
 
     def run(

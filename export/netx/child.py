@@ -2,16 +2,42 @@
 
 Argument: one JSON object with ``network``, ``folder``, ``options`` of `Network` and ``membranes``. Reads ``frames.npy``
 [steps, C, H, W] in the folder and writes ``result.npz`` with ``s<k>`` and ``v<k>`` [steps, W, H, C] of layer k.
+When standard input closes, the runner is gone or wants no more: the whole process group ends, the folder is removed.
 """
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 MISSING = 3
+GRACE_SECONDS = 0.5
+"""From SIGTERM to SIGKILL: Python's resource tracker removes shared memory when the others are gone."""
+
+
+def watch_parent(folder: str) -> None:
+    """Fork a process that waits for the end of standard input, then ends this group and removes `folder`.
+
+    A process, not a thread: it does not stop when Lava blocks the interpreter or the simulation fails meanwhile.
+    """
+    if os.fork():
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        return
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while os.read(0, 1):
+            pass
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(GRACE_SECONDS)
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.killpg(0, signal.SIGKILL)
 
 
 def make_importable() -> None:
@@ -75,10 +101,12 @@ def simulate(task: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    watch_parent(given["folder"])
     try:
         make_importable()
         import lava.lib.dl.netx.hdf5  # noqa: F401
     except ImportError as missing:
         sys.stderr.write(f"{missing}\n")
         sys.exit(MISSING)
-    simulate(json.loads(sys.argv[1]))
+    simulate(given)

@@ -1,6 +1,6 @@
 """How real inputs become integers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import nir
@@ -12,6 +12,9 @@ from statten_deploy.ir.integer import InputEncoder
 from statten_deploy.ir.shapes import Shape
 from statten_deploy.quantize.currents import WEIGHTED
 from statten_deploy.quantize.rounding import Real
+
+FAR = 1 << 31
+"""A zero point that far out is refused; it only has to be a whole number until then."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,23 @@ def encode_input(graph: nir.NIRGraph, shapes: Mapping[str, Shape]) -> Encoding:
     if absorbed is not None:
         node = graph.nodes[absorbed]
         std = 1 / np.asarray(node.weight, dtype=np.float64)[range(channels), range(channels), 0, 0]
-        zero = np.rint(-np.asarray(node.bias, dtype=np.float64) * std / scale)
+        zero = np.clip(np.rint(-np.asarray(node.bias, dtype=np.float64) * std / scale), -FAR, FAR)
         units[absorbed] = scale / std
     return Encoding(source, InputEncoder(scale, zero), absorbed, units)
+
+
+def encoding_problems(graph: nir.NIRGraph, encoding: Encoding) -> Iterator[str]:
+    """A normalisation whose zero is no byte."""
+    zero, top = encoding.encoder.zero_point, 255
+    wrong = np.flatnonzero((zero < 0) | (zero > top))
+    if encoding.absorbed is not None and len(wrong):
+        node, channel = graph.nodes[encoding.absorbed], wrong[0]
+        mean = -float(node.bias[channel]) / float(node.weight[channel, channel, 0, 0])
+        largest = top * encoding.encoder.scale[channel]
+        yield (
+            f"{encoding.absorbed} (it normalises with mean {mean:.3g} in channel {channel}, expected 0 to {largest:g}: "
+            f"train with a mean in that range, or fold {encoding.absorbed} into the layer behind it)"
+        )
 
 
 def _normalisation(graph: nir.NIRGraph, source: str) -> str | None:

@@ -35,18 +35,23 @@ def prove_inputs(quantizer: Quantizer) -> nir.NIRGraph:
     """Lower scales until every \\|a\\| is below 2^24 by proof; the graph.
 
     Raises:
-        UnsupportedError: a count that is too large already.
+        UnsupportedError: a count that is too large already; weights beyond any exponent.
     """
     while True:
         graph = quantizer.build()
-        over = {
-            n: _octaves(bound / INPUT_LIMIT) for n, bound in input_bounds(graph).items() if bound.max() > INPUT_LIMIT
-        }
+        bounds = _unshifted_bounds(graph)
+        over = {n: _octaves(bound / INPUT_LIMIT) for n, bound in bounds.items() if bound.max() > INPUT_LIMIT}
         stuck = [name for name, octaves in over.items() if not quantizer.lower(name, octaves)]
         if stuck:
             raise UnsupportedError(f"no fixed-point form for: {'; '.join(stuck)} (its counts can exceed 24 bits)")
         if not over:
+            quantizer.check_exponents()
             return graph
+
+
+def _unshifted_bounds(graph: nir.NIRGraph) -> dict[str, IntArray]:
+    """A right shift comes after the sum, so the sum itself must fit."""
+    return {name: bound << max(0, -graph.nodes[name].input_exponent) for name, bound in input_bounds(graph).items()}
 
 
 def calibrate_currents(quantizer: Quantizer, x: NDArray[Any]) -> nir.NIRGraph:

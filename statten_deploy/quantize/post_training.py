@@ -5,7 +5,7 @@ A LIF neuron ``v += c (x - v)``, fire at θ, becomes a fixed-point neuron with `
 two.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import nir
@@ -16,16 +16,18 @@ from statten_deploy.fixed_point.arithmetic import (
     BIAS_EXPONENT_MAX,
     BIAS_MANTISSA_BITS,
     CURRENT_SHIFT,
+    DECAY_BITS,
     NO_SYNAPTIC_MEMORY,
 )
 from statten_deploy.fixed_point.observe import InputActivity
 from statten_deploy.ir import TemporalMean, hints, infer_shapes, inline_subgraphs, topological_order
 from statten_deploy.ir.integer import IntArray, IntegerConv2d, IntegerLIF, IntegerLinear, IntegerSumPool2d, TemporalSum
+from statten_deploy.ir.limits import MAX_BIAS, MAX_SHIFT
 from statten_deploy.ir.nodes import pair
 from statten_deploy.ir.shapes import explicit_padding
 from statten_deploy.ir.verify import time_step
 from statten_deploy.quantize.currents import WEIGHTED, Stream, mean_shift, streams, trace
-from statten_deploy.quantize.encoder import encode_input
+from statten_deploy.quantize.encoder import encode_input, encoding_problems
 from statten_deploy.quantize.neurons import NEURONS, neuron_form
 from statten_deploy.quantize.options import QuantizeOptions
 from statten_deploy.quantize.rounding import (
@@ -41,6 +43,10 @@ from statten_deploy.quantize.support import current_problems, node_bias, node_pr
 
 COUNT_EXPONENT = 4
 """Counts are shifted by up to this, so that so many halvings of the membrane stay exact."""
+COUNT_TOLERANCE = 1 / 256
+"""Counts are shifted right only where all that is lost stays below this part of a threshold."""
+PROOF_BITS = 56
+"""Weights, inputs and exponents together; the rest of 64 bits is for sums behind, until scales come down."""
 LEAST_IMPORTANCE = 1e-3
 """Of an input that never fired in calibration, relative to the mean: it may fire elsewhere."""
 
@@ -63,6 +69,7 @@ class Quantizer:
         dt, self.shapes, self.order = time_step(graph), infer_shapes(graph), topological_order(graph)
         _refuse(node_problems(graph, self.shapes, dt))
         self.encoding = encode_input(graph, self.shapes)
+        _refuse(encoding_problems(graph, self.encoding))
         self.traced = trace(graph, self.order, self.shapes, self.encoding.units)
         neurons = [name for name in self.order if isinstance(graph.nodes[name], NEURONS)]
         self.forms = {name: neuron_form(graph.nodes[name], self.shapes[name], dt) for name in neurons}
@@ -71,7 +78,9 @@ class Quantizer:
             _refuse(shift_problems(graph, self.traced, self.forms), " without exponents")
         self.plans = [self._plan(stream) for stream in streams(self.traced, neurons)]
         self.plan_of = {name: plan for plan in self.plans for name in (*plan.stream.branches, *plan.stream.neurons)}
-        self.count_exponents = {name: self._count_exponent(name) for name in neurons if name not in self.plan_of}
+        counting = [name for name in neurons if name not in self.plan_of]
+        _refuse(problem for name in counting for problem in self._count_problems(name))
+        self.count_exponents = {name: self._count_exponent(name) for name in counting}
         self.readouts: dict[str, tuple[Real, IntArray]] = {
             name: common_grid(self.rows(name), options.bits, options.granularity == "channel", options.shifts)
             for name in self.order
@@ -109,7 +118,20 @@ class Quantizer:
 
     def _count_exponent(self, name: str) -> int:
         limit = float(np.max(self._count_limit(name)))
-        return max([k for k in range(COUNT_EXPONENT + 1) if limit * 2**k <= THRESHOLD_MAX], default=0)
+        return min(COUNT_EXPONENT, int(np.floor(np.log2(THRESHOLD_MAX / limit))))
+
+    def _count_problems(self, name: str) -> Iterator[str]:
+        """Counts that must be shifted right so far that neurons would fire at other counts."""
+        limit, exponent = self._count_limit(name), self._count_exponent(name)
+        form, steps = self.forms[name], float(hints(self.graph).get("time_steps", np.inf))
+        # a shift loses less than 1 a step, and neurons add that up for as long as they remember
+        remembered = [rate / (1 << DECAY_BITS) for rate in (form.dv, form.du + 1)]
+        lost = float(np.prod([min(steps, 1 / rate if rate else np.inf) for rate in remembered]))
+        if exponent < 0 and (exponent < -MAX_SHIFT or lost > COUNT_TOLERANCE * limit.min() * 2.0**exponent):
+            yield (
+                f"{name} (it fires at counts of {limit.max():.3g}, expected at most {THRESHOLD_MAX}: "
+                "lower v_threshold or its time constant, or put a weighted layer in front)"
+            )
 
     def _count_limit(self, name: str) -> Real:
         """The count at which neurons that compare counts fire."""
@@ -123,13 +145,18 @@ class Quantizer:
             plan.lowered = plan.lowered + plan.folded(octaves.astype(np.float64)).astype(np.int64)
             return True
         before = self.count_exponents[name]
-        self.count_exponents[name] = max(0, before - int(octaves.max()))
+        self.count_exponents[name] = min(before, max(0, before - int(octaves.max())))
         return self.count_exponents[name] < before
 
     # the graph of the choices
 
     def build(self) -> nir.NIRGraph:
-        """The integer graph."""
+        """The integer graph.
+
+        Raises:
+            UnsupportedError: weights, thresholds and biases too far apart for exponents; all are named.
+        """
+        _refuse(self._exponent_problems(PROOF_BITS))
         graph, encoding = self.graph, self.encoding
         nodes: dict[str, nir.NIRNode] = {encoding.source: graph.nodes[encoding.source], encoding.name: encoding.encoder}
         corrections: dict[str, Real] = {}
@@ -148,6 +175,30 @@ class Quantizer:
         described = {"bits": self.options.bits, "granularity": self.options.granularity}
         metadata = {"statten": {**hints(graph), **described}}
         return nir.NIRGraph(nodes, [(encoding.source, encoding.name), *edges], metadata=metadata, type_check=False)
+
+    def check_exponents(self) -> None:
+        """Raises UnsupportedError where ranges are settled and an exponent is still too large."""
+        _refuse(self._exponent_problems(None))
+
+    def _exponent_problems(self, total_bits: int | None) -> Iterator[str]:
+        for name in [*self.readouts, *(branch for plan in self.plans for branch in plan.stream.branches)]:
+            node, readout = self.graph.nodes[name], name in self.readouts
+            scale, exponent = self.scale_and_exponent(name)
+            most = MAX_SHIFT
+            if total_bits is not None:
+                fan_in = node.weight.size // len(node.weight)
+                most = total_bits - self.options.bits - 8 - int(np.ceil(np.log2(fan_in)))
+            wrong = np.flatnonzero((exponent < -MAX_SHIFT) | (exponent > most))
+            if len(wrong):
+                channel = wrong[0]
+                largest = float(self.rows(name).largest()[channel])
+                beside = "those of other channels" if readout else "the thresholds and currents behind"
+                yield (
+                    f"{name} (channel {channel} has weights of at most {largest:.3g}, which an exponent of "
+                    f"±{MAX_SHIFT} cannot bring near {beside}: rescale them, or set what is negligible to 0)"
+                )
+            elif readout and np.any(np.abs(node_bias(node) * scale) > MAX_BIAS - 1):
+                yield f"{name} (its bias is beyond 2^23 steps of its weights: rescale them, or leave out the bias)"
 
     def scale_and_exponent(self, name: str) -> tuple[Real, IntArray]:
         """K and exponent of a weighted node, per output channel."""
@@ -207,7 +258,7 @@ class Quantizer:
                 bias = self.bias(name, corrections) * scale * (1 << CURRENT_SHIFT)
                 mantissa, exponent = mantissa_and_exponent(bias, BIAS_MANTISSA_BITS, BIAS_EXPONENT_MAX)
         # strictly above one less is "at least" for currents and membranes that are whole
-        threshold = np.minimum(np.ceil(limit).astype(np.int64) - 1, THRESHOLD_MAX)
+        threshold = np.ceil(limit).astype(np.int64) - 1
         at = (value.reshape(rank) for value in (mantissa, exponent))
         return IntegerLIF(threshold.reshape(rank), form.dv, *at, shape, input_exponent=shift, du=form.du)
 

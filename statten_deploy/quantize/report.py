@@ -8,7 +8,7 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from statten_deploy.fixed_point.arithmetic import CURRENT_SHIFT, shift
+from statten_deploy.fixed_point.arithmetic import BIAS_EXPONENT_MAX, CURRENT_SHIFT, shift
 from statten_deploy.fixed_point.observe import NeuronActivity, observe
 from statten_deploy.fixed_point.ranges import CURRENT_LIMIT
 from statten_deploy.ir.graph import hints, topological_order
@@ -17,6 +17,7 @@ from statten_deploy.quantize.limits import current_bounds, input_bounds
 from statten_deploy.quantize.options import QuantizeOptions
 from statten_deploy.quantize.post_training import Quantizer
 from statten_deploy.quantize.rounding import Real, largest_integer
+from statten_deploy.quantize.scales import BIAS_MAX
 
 Bound = Literal["proved", "calibrated", "unproved"]
 
@@ -40,10 +41,11 @@ class NeuronReport:
     """A neuron layer.
 
     `bias_error`: largest difference to the real bias, corrections included, as a part of the threshold.
-    `input_bound`: no input gives a larger absolute a. `bound`: whether currents are proved to stay clear of the wrap
-    at 2^17, were bounded on calibration data, or neither. The rest was seen on the samples: the largest absolute a, how
-    many times the largest current fits (None: there was none), wraps, saturations, channels that never fired, spikes,
-    and the share of spikes that differ from the float network (None: not compared).
+    `clipped_biases`: channels whose real bias is beyond the largest integer. `input_bound`: no input gives a larger
+    absolute a. `bound`: whether currents are proved to stay clear of the wrap at 2^17, were bounded on calibration
+    data, or neither. The rest was seen on the samples: the largest absolute a, how many times the largest current fits
+    (None: there was none), wraps, saturations, channels that never fired, spikes, and the share of spikes that differ
+    from the float network (None: not compared).
     """
 
     name: str
@@ -51,6 +53,7 @@ class NeuronReport:
     threshold_min: int
     threshold_max: int
     bias_error: float
+    clipped_biases: int
     input_bound: int
     bound: Bound
     largest_input: int
@@ -65,17 +68,47 @@ class NeuronReport:
 
 @dataclass(frozen=True)
 class QuantisationReport:
-    """Of `quantisation_report`: layers in the order of the graph, and on how many samples they were watched."""
+    """Of `quantisation_report`: layers in the order of the graph, and on how many samples they were watched.
+
+    `input_error`: share of the samples' values that the input encoder cannot hold: of images those outside [0, 1], of
+    other inputs those that are not whole numbers from 0 to 255.
+    """
 
     bits: int
     granularity: str
     samples: int
+    input_error: float
     weights: list[WeightReport]
     neurons: list[NeuronReport]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
         return asdict(self)
+
+    def warnings(self) -> list[str]:
+        """What may make the integer network another one, a line each; silent layers are the verification's to tell."""
+        found = []
+        if self.input_error:
+            found.append(
+                f"{100 * self.input_error:.2g} % of the input values are lost: the encoder holds images in [0, 1], "
+                "else whole numbers from 0 to 255; rescale the inputs"
+            )
+        for layer in self.neurons:
+            if layer.clipped_biases:
+                found.append(
+                    f"{layer.name}: biases of {layer.clipped_biases} of {layer.channels} channels are clipped, off by "
+                    f"up to {layer.bias_error:.2g} thresholds; lower them"
+                )
+            if layer.bound == "unproved":
+                found.append(
+                    f"{layer.name}: currents may wrap at 2^17, nothing proves or bounds them; give calibration data"
+                )
+            if layer.wraps or layer.saturations:
+                found.append(
+                    f"{layer.name}: {layer.wraps} wraps and {layer.saturations} saturations seen on the samples; "
+                    "give calibration data that is as active"
+                )
+        return found
 
     def summary(self) -> str:
         """One line for a terminal."""
@@ -125,9 +158,21 @@ def quantisation_report(
             drift = None
             if float_spikes is not None and name in float_spikes:
                 drift = float((seen.spikes[name] != float_spikes[name]).mean())
-            error = _bias_error(name, node, integer_graph, original)
-            neurons.append(_neurons(name, node, seen.neurons[name], error, int(inputs[name].max()), bound, drift))
-    return QuantisationReport(options.bits, options.granularity, len(samples), weights, neurons)
+            biases = _bias_error(name, node, integer_graph, original)
+            neurons.append(_neurons(name, node, seen.neurons[name], biases, int(inputs[name].max()), bound, drift))
+    lost = _input_error(original, samples)
+    return QuantisationReport(options.bits, options.granularity, len(samples), lost, weights, neurons)
+
+
+def _input_error(original: Quantizer, samples: NDArray[Any]) -> float:
+    """The share of values that are not what the encoder makes of them."""
+    encoding = original.encoding
+    rank = len(original.shapes[encoding.source])
+    steps = samples.astype(np.float64) / encoding.encoder.scale.reshape(-1, *(1,) * (rank - 1))
+    stored = np.clip(np.rint(steps), 0, 255)
+    # pixels are rounded to bytes; events and counts are whole already, or not what they are taken for
+    room = 0.5 if hints(original.graph).get("input") == "image" else 0.0
+    return float((~(np.abs(steps - stored) <= room + 1e-4)).mean())
 
 
 def _weights(name: str, node: IntegerConv2d | IntegerLinear, original: Quantizer) -> WeightReport:
@@ -145,21 +190,24 @@ def _weights(name: str, node: IntegerConv2d | IntegerLinear, original: Quantizer
     )
 
 
-def _bias_error(name: str, node: IntegerLIF, graph: nir.NIRGraph, original: Quantizer) -> float:
+def _bias_error(name: str, node: IntegerLIF, graph: nir.NIRGraph, original: Quantizer) -> tuple[float, int]:
+    """(largest error as a part of the threshold, channels that are clipped)."""
     signal = original.traced.arriving[name][0]
     written = shift(node.bias_mantissa, node.bias_exponent).reshape(-1) / (1 << CURRENT_SHIFT)
     wanted: Real = np.zeros(len(written))
     if signal.branches:
         scale = graph.nodes[next(iter(signal.branches))].scale * signal.factor
         wanted = original.bias(name) * np.repeat(scale, len(written) // len(scale))
-    return float((np.abs(written - wanted) / (node.threshold.reshape(-1) + 1)).max(initial=0.0))
+    error = float((np.abs(written - wanted) / (node.threshold.reshape(-1) + 1)).max(initial=0.0))
+    step = 1 << BIAS_EXPONENT_MAX
+    return error, int((np.abs(wanted) * (1 << CURRENT_SHIFT) > BIAS_MAX + step).sum())
 
 
 def _neurons(
     name: str,
     node: IntegerLIF,
     seen: NeuronActivity,
-    bias_error: float,
+    biases: tuple[float, int],
     input_bound: int,
     bound: Bound,
     drift: float | None,
@@ -170,7 +218,8 @@ def _neurons(
         kind="LIF" if node.dv else "IF",
         threshold_min=int(node.threshold.min()),
         threshold_max=int(node.threshold.max()),
-        bias_error=bias_error,
+        bias_error=biases[0],
+        clipped_biases=biases[1],
         input_bound=input_bound,
         bound=bound,
         largest_input=int(seen.largest_input.max(initial=0)),

@@ -18,7 +18,7 @@ from statten_deploy.ir import (
 from statten_deploy.ir.nodes import pair
 from statten_deploy.ir.shapes import Shape, explicit_padding
 from statten_deploy.quantize.currents import SUMMED, WEIGHTED, Trace
-from statten_deploy.quantize.neurons import NEURONS, NeuronForm, neuron_problems
+from statten_deploy.quantize.neurons import NEURONS, PARAMETERS, NeuronForm, neuron_problems
 from statten_deploy.quantize.options import QuantizeOptions
 
 SUPPORTED: frozenset[type[nir.NIRNode]] = frozenset(
@@ -38,6 +38,7 @@ SUPPORTED: frozenset[type[nir.NIRNode]] = frozenset(
     }
 )
 """Float nodes with an integer form."""
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def node_problems(graph: nir.NIRGraph, shapes: Mapping[str, Shape], dt: float) -> Iterator[str]:
@@ -49,10 +50,22 @@ def node_problems(graph: nir.NIRGraph, shapes: Mapping[str, Shape], dt: float) -
         if type(node) not in SUPPORTED:
             yield f"{name} ({type(node).__name__})"
             continue
-        found = (
-            list(neuron_problems(node, shapes[name], dt)) if isinstance(node, NEURONS) else _shape(node, shapes[name])
-        )
+        found = _values(node)
+        if not found:
+            shape = shapes[name]
+            found = list(neuron_problems(node, shape, dt)) if isinstance(node, NEURONS) else _shape(node, shape)
         yield from (f"{name} ({what})" for what in found)
+
+
+def _values(node: Any) -> list[str]:
+    """Checked before any arithmetic: these numbers would spread."""
+    fields = PARAMETERS[type(node)] if isinstance(node, NEURONS) else ("weight", "bias")
+    wrong = []
+    for field in fields if isinstance(node, (*NEURONS, *WEIGHTED)) else ():
+        values = getattr(node, field, None)
+        if values is not None and not np.all(np.abs(np.asarray(values, dtype=np.float64)) < LARGEST):
+            wrong.append(f"{field} holds NaN, infinite or numbers beyond float32: mend the training run or the file")
+    return wrong
 
 
 def _shape(node: Any, shape: Shape) -> list[str]:

@@ -243,8 +243,8 @@ def _current_function(
 
 def powers_of_two(nodes: Iterable[Weighted]) -> Array:
     """A table with ``table[e] = 2^e`` for every exponent; negative ones count from its end, as Gather does."""
-    exponents = np.concatenate([node.exponent for node in nodes])
-    low, high = int(exponents.min(initial=0)), int(exponents.max(initial=0)) + CURRENT_SHIFT
+    exponents = np.concatenate([np.zeros(1, dtype=np.int64), *(node.exponent for node in nodes)])
+    low, high = int(exponents.min()), int(exponents.max()) + CURRENT_SHIFT
     return np.asarray(2.0 ** np.array([*range(high + 1), *range(low, 0)]))
 
 

@@ -54,8 +54,13 @@ def edit(bundle: Path, change: Callable[[dict], None]) -> None:
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
+    edit_manifest(bundle)
+
+
+def edit_manifest(bundle: Path) -> None:
+    """Make the manifest fit."""
     manifest = json.loads((bundle / "manifest.json").read_text())
-    write_manifest(bundle, {key: manifest[key] for key in ("latency_steps", "output")})
+    write_manifest(bundle, {key: manifest[key] for key in ("latency_steps", "input_shape", "classes", "output")})
 
 
 def first_conv(document: dict) -> dict:
@@ -112,6 +117,103 @@ def test_damaged_bundles_are_not_started(bundle: Path, x: np.ndarray) -> None:
     (bundle / "manifest.json").write_text("[]")
     with pytest.raises(InputError, match="not a Lava bundle"):
         LavaRunner(bundle)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "numpy.so",
+        "numpy.pyc",
+        "lava.cpython-311-x86_64-linux-gnu.so",
+        "statten_lava/__pycache__/worker.cpython-311.pyc",
+    ],
+)
+def test_code_beside_the_listed_files_is_refused(bundle: Path, name: str) -> None:
+    (bundle / "notes.txt").write_text("mine")
+    LavaRunner(bundle)
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_bytes(b"")
+    with pytest.raises(InputError, match=rf"changed or damaged .*: {name}; export again"):
+        LavaRunner(bundle)
+
+
+def test_links_to_code_are_refused(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (bundle / "numpy").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"changed or damaged .*: numpy; export again"):
+        LavaRunner(bundle)
+
+
+def test_many_changed_files_are_one_short_line(bundle: Path) -> None:
+    for index in range(20):
+        (bundle / f"m{index:02}.py").touch()
+    with pytest.raises(InputError, match=r": m00.py, .*, m07.py and 12 more; export again"):
+        LavaRunner(bundle)
+
+
+def test_a_manifest_whose_list_is_none(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for files in ([1], {}, None):
+        path.write_text(json.dumps({**manifest, "files": files}))
+        with pytest.raises(InputError, match=r"'files' must list run\.py and the other files"):
+            LavaRunner(bundle)
+    path.write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(InputError, match="format 2, this version reads 1"):
+        LavaRunner(bundle)
+
+
+def without(*keys: str) -> Callable[[dict], None]:
+    def remove(document: dict) -> None:
+        for key in keys[:-1]:
+            document = document[key]
+        del document[keys[-1]]
+
+    return remove
+
+
+NONSENSE: dict[str, tuple[Callable[[dict], None], str]] = {
+    "no nodes": (without("nodes"), "KeyError: 'nodes'"),
+    "no steps": (without("time_steps"), "KeyError: 'time_steps'"),
+    "nodes of numbers": (lambda document: document.update(nodes=[1]), "TypeError"),
+    "negative steps": (lambda document: document.update(time_steps=-4), "ValueError: time_steps is -4"),
+    "input of text": (lambda document: document.update(input="x"), "TypeError"),
+    "a scale of text": (lambda document: document["input"].update(scale=["a", "b", "c"]), "ValueError: a scale is"),
+    "unknown encoder": (lambda document: document["input"].update(encoder="x"), "KeyError: 'x/zero_point"),
+    "unknown source": (lambda document: document["output"].update(source="x"), "KeyError: 'x'"),
+    "unknown operation": (lambda document: first_conv(document).update(op="x"), "KeyError: 'x'"),
+    "unknown input": (lambda document: first_conv(document).update(inputs={"a_in": ["x"]}), "KeyError: 'x'"),
+    "unknown port": (lambda document: first_conv(document).update(inputs={"x": ["x"]}), "KeyError|AttributeError"),
+}
+
+
+@pytest.mark.parametrize("kind", list(NONSENSE))
+def test_nonsense_with_a_matching_manifest_is_one_line(bundle: Path, x: np.ndarray, kind: str) -> None:
+    change, reason = NONSENSE[kind]
+    edit(bundle, change)
+    with pytest.raises(InputError, match=f"^{bundle}: damaged bundle: ({reason})") as caught:
+        LavaRunner(bundle, limit_s=60).run(x)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "data"), [("network.json", b"[" * 9999), ("weights.npz", b"PK\3\4 no")])
+def test_unreadable_content_with_a_matching_manifest_is_one_line(
+    bundle: Path, x: np.ndarray, name: str, data: bytes
+) -> None:
+    (bundle / name).write_bytes(data)
+    edit_manifest(bundle)
+    with pytest.raises(InputError, match=f"^{bundle}: damaged bundle: "):
+        LavaRunner(bundle, limit_s=60).run(x)
+
+
+def test_running_it_by_hand_leaves_no_caches(bundle: Path, x: np.ndarray, tmp_path: Path) -> None:
+    """They are code that the manifest does not list."""
+    np.savez(tmp_path / "frames.npz", x=x[..., 0])
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, str(bundle / "run.py"), "--input", str(tmp_path / "frames.npz")]
+    command += ["--output", str(tmp_path / "out.npz")]
+    assert subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=False).returncode == 2
+    LavaRunner(bundle)
 
 
 def test_input_that_does_not_fit_is_one_line(bundle: Path, x: np.ndarray) -> None:

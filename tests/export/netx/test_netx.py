@@ -1,6 +1,13 @@
 """`.net` files: lava-dl gives the spikes and membranes of the integer runner; the rest is refused by name."""
 
+import os
+import signal
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -276,6 +283,106 @@ def test_newer_files(path: Path, chain: nir.NIRGraph) -> None:
         file["statten/format"][()] = 2
     with pytest.raises(InputError, match="written in format 2; this version reads up to 1"):
         NetxRunner(path)
+
+
+DAMAGED: dict[str, tuple[str, Any, str]] = {
+    "format of text": ("statten/format", np.array([b"x"]), "statten/format: expected a whole number"),
+    "format of two": ("statten/format", np.array([1, 1]), "statten/format: expected one whole number from 1"),
+    "steps of text": ("statten/time_steps", np.array([b"four"]), "statten/time_steps: expected a whole number"),
+    "negative steps": ("statten/time_steps", -3, "statten/time_steps: expected one whole number from 1 to 65536"),
+    "layers of numbers": ("statten/layers", np.arange(4), "statten/layers: expected text"),
+    "too few layers": ("statten/layers", np.array([b"a"]), "statten/layers names 1 layers, the file has 6"),
+    "layers of one name": ("statten/layers", np.array([b"a"] * 4), "statten/layers: expected a list of different"),
+    "three scales": ("statten/scale", np.ones(3), "statten/scale: expected 2 positive numbers"),
+    "a scale that is none": ("statten/scale", np.array([1.0, np.nan]), "statten/scale: expected 2 positive numbers"),
+    "half a zero point": ("statten/zero_point", np.full(2, 0.5), "statten/zero_point: expected whole numbers"),
+    "three zero points": ("statten/zero_point", np.zeros(3, dtype=int), "statten/zero_point: expected 2 bytes"),
+    "large zero points": ("statten/zero_point", np.full(2, 256), "statten/zero_point: expected .* from 0 to 255"),
+    "output in Latin 1": ("statten/output", np.array([b"\xe4"]), "statten/output: is not UTF-8"),
+    "two outputs": ("statten/output", np.array([b"a", b"b"]), "statten/output: expected one value"),
+    "a number for image": ("statten/image", 3, "statten/image: expected a truth value"),
+    "no shape": ("statten/shape", np.zeros(0, dtype=int), r"statten/shape is \(\), expected 1 to 4 sizes"),
+    "a huge shape": ("statten/shape", np.full(3, 1 << 15), "statten/shape is .* at most 67108864 values"),
+    "a huge list": ("statten/layers", np.full(1 << 18, b"abcde"), "statten/layers has shape .* 1048576 bytes"),
+    "another shape": ("statten/shape", np.array([2, 7, 8]), r"layer/0/shape is \(2, 7, 9\)"),
+    "a type of numbers": ("layer/1/type", 7, "layer/1/type: expected text"),
+}
+
+
+@pytest.mark.parametrize("kind", list(DAMAGED))
+def test_damaged_values_are_named_in_one_line(kind: str, path: Path, chain: nir.NIRGraph) -> None:
+    name, value, message = DAMAGED[kind]
+    write_netx(chain, path)
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file[name] = value
+    with pytest.raises(InputError, match=rf"not a .net file of this tool \({message}.*; export again$") as caught:
+        NetxRunner(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_groups_where_values_belong(path: Path, chain: nir.NIRGraph) -> None:
+    write_netx(chain, path)
+    with h5py.File(path, "r+") as file:
+        del file["statten/scale"]
+        file.create_group("statten/scale")
+    with pytest.raises(InputError, match="statten/scale: expected real numbers"):
+        NetxRunner(path)
+    with h5py.File(path, "r+") as file:
+        del file["statten"]
+        file["statten"] = 1
+    with pytest.raises(InputError, match=r"not a .net file of this tool"):
+        NetxRunner(path)
+
+
+def session_of(path: Path) -> dict[int, int]:
+    """pid -> process group, of every live process whose command line names `path`."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.fsencode(path) in (entry / "cmdline").read_bytes() and "child.py" in (entry / "cmdline").read_text():
+                found[int(entry.name)] = os.getpgid(int(entry.name))
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+CALLER = """
+import sys, numpy as np
+from statten_deploy.export.netx import NetxRunner
+NetxRunner(sys.argv[1]).run(np.zeros((3000, 2, 7, 9)), membranes=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_calling_process(
+    number: int, chain: nir.NIRGraph, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Lava's own processes run; its shared memory goes as well."""
+    write_netx(chain, path)
+    with tempfile.TemporaryDirectory(prefix="t-") as scratch:
+        monkeypatch.setenv("TMPDIR", scratch)
+        caller = subprocess.Popen([sys.executable, "-c", CALLER, str(path)], cwd=ZOO.parents[1])
+        wait_for(lambda: len(session_of(path)) > 8, 60)
+        time.sleep(0.5)
+        shared = {
+            word
+            for pid in session_of(path)
+            for word in Path(f"/proc/{pid}/maps").read_text().split()
+            if word.startswith("/dev/shm/")
+        }
+        assert shared
+        assert list(Path(scratch).glob("statten-netx-*"))
+        caller.send_signal(number)
+        assert caller.wait(30) == -number
+        wait_for(lambda: session_of(path) == {})
+        assert list(Path(scratch).iterdir()) == []
+        assert not any(Path(name).exists() for name in shared)
 
 
 def test_the_time_limit(chain: nir.NIRGraph, path: Path) -> None:

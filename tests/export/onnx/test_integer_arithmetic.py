@@ -110,6 +110,15 @@ def test_a_membrane_without_memory_is_the_current(du: int) -> None:
     assert np.abs(result.membranes["n1"]).max() > 0
 
 
+@pytest.mark.parametrize("exponent", [0, -1])
+def test_a_graph_without_weights(exponent: int) -> None:
+    rng = np.random.default_rng(4)
+    pool = IntegerSumPool2d((2, 2), (2, 2), 0)
+    neurons = lif(rng, (3, 2, 2), threshold=300, input_exponent=exponent)
+    graph = integer_graph((3, 4, 4), pool, neurons)
+    assert agree(graph, counts(rng, graph, batch=10), *EVERYWHERE).spikes["n1"].any()
+
+
 @pytest.mark.parametrize("exponent", [4, 1, -1, -7])
 def test_input_exponent_shifts_the_sum_of_all_inputs(exponent: int) -> None:
     rng = np.random.default_rng(3)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ SLOTS = 2
 SHARED_MEMORY = 512 << 20
 """Bytes of channels that an automatic batch may take."""
 LARGEST_BATCH = 32
+LARGEST = 1 << 40
+"""No count in a plan comes near."""
 
 
 class BadInputError(Exception):
@@ -48,13 +50,13 @@ def run(job: Job) -> dict[str, Any]:
     """Simulate all samples of the input file and write the output file; returns facts and times.
 
     Raises:
-        BadInputError: the input does not fit the network.
+        BadInputError: the input does not fit the network, or the bundle is damaged.
     """
-    plan = json.loads((job.bundle / "network.json").read_text(encoding="utf-8"))
-    with np.load(job.bundle / "weights.npz", allow_pickle=False) as file:
-        weights = {name: file[name] for name in file.files}
-    frames = encode(plan, weights, read_frames(plan, job.input))
-    batch = job.batch or automatic_batch(plan, len(frames))
+    plan, weights = read_bundle(job.bundle)
+    x = read_frames(plan, job.input)
+    with damaged():
+        frames = encode(plan, weights, x)
+        batch = job.batch or automatic_batch(plan, len(frames))
     rounds = -(-len(frames) // batch)
     started = time.perf_counter()
     prepare_lava()
@@ -64,9 +66,10 @@ def run(job: Job) -> dict[str, Any]:
     from .network import build
 
     source = sequence(plan, frames, batch, rounds)
-    network = build(
-        plan, weights, source, rounds=rounds, folder=job.scratch, spikes=job.spikes, membranes=job.membranes
-    )
+    with damaged():
+        network = build(
+            plan, weights, source, rounds=rounds, folder=job.scratch, spikes=job.spikes, membranes=job.membranes
+        )
     steps = rounds * int(plan["time_steps"]) + int(plan["latency_steps"])
     first = network.processes[plan["input"]["encoder"]]
     first.create_runtime(run_cfg=Loihi2SimCfg(select_tag="fixed_pt"), compile_config={"pypy_channel_size": SLOTS})
@@ -84,6 +87,56 @@ def run(job: Job) -> dict[str, Any]:
         "start_seconds": round(ready - started, 3),
         "ms_per_step": round((ended - ready) * 1e3 / steps, 3),
     }
+
+
+@contextlib.contextmanager
+def damaged() -> Iterator[None]:
+    """Where only the bundle's content can be at fault: its exceptions become one line."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise BadInputError(f"damaged bundle: {reason}") from None
+
+
+def read_bundle(bundle: Path) -> tuple[Plan, dict[str, Array]]:
+    """network.json and weights.npz; what every run needs of the plan is there and of the right type.
+
+    Raises:
+        BadInputError: one of them is damaged.
+    """
+    try:
+        with damaged():
+            plan = json.loads((bundle / "network.json").read_text(encoding="utf-8"))
+            check(plan)
+        with np.load(bundle / "weights.npz", allow_pickle=False) as file:
+            return plan, {name: file[name] for name in file.files}
+    except BadInputError:
+        raise
+    except Exception as error:  # zip, zlib, numpy and json have one kind each
+        raise BadInputError(f"damaged bundle: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
+
+
+def check(plan: Any) -> None:
+    """ValueError, KeyError or TypeError where a plan is not one."""
+    for name, value, least in (
+        ("time_steps", plan["time_steps"], 1),
+        ("latency_steps", plan["latency_steps"], 0),
+        ("channel_values", plan["channel_values"], 1),
+        ("output start", plan["output"]["start"], 0),
+    ):
+        if type(value) is not int or not least <= value < LARGEST:
+            raise ValueError(f"{name} is {value!r}, expected a whole number from {least}")
+    for name in ("input", "output"):
+        shape = plan[name]["shape"]
+        if not shape or any(type(size) is not int or not 1 <= size < LARGEST for size in shape):
+            raise ValueError(f"the {name}'s shape is {shape!r}, expected positive whole numbers")
+    scales = plan["input"]["scale"]
+    if len(scales) != plan["input"]["shape"][0]:
+        raise ValueError(f"{len(scales)} scales of the input, expected one per channel")
+    result = plan["output"]["scale"]
+    if not all(type(scale) in (int, float) and scale > 0 for scale in [*scales, *([] if result is None else [result])]):
+        raise ValueError("a scale is not a positive number")
 
 
 def read_frames(plan: Plan, path: Path) -> Array:
