@@ -1,5 +1,6 @@
 """Every artefact that can be written: how, under which name, and how to run what was written."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +156,8 @@ def _run_integer_onnx(subject: Subject, path: Path) -> Executor:
 
 def _write_lava(subject: Subject, path: Path) -> Written:
     report = write_bundle(subject.graph, path)
-    beyond = [f"beyond what Lava documents: {item}" for item in report.undocumented]
+    kinds = Counter(item.partition(": ")[2] or item for item in report.undocumented)
+    beyond = [f"beyond what Lava documents, in {count} layers (manifest.json): {what}" for what, count in kinds.items()]
     return Written(tuple(beyond), report.latency_steps)
 
 

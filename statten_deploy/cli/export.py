@@ -167,7 +167,7 @@ def _show(result: "ExportResult") -> None:
     for note in result.notes:
         typer.echo(note)
     if result.latency_steps:
-        typer.echo(f"results are {result.latency_steps} steps late (latency_steps)")
+        typer.echo(f"latency_steps {result.latency_steps}: results leave the network so many steps after their input")
     if result.quantisation is not None:
         typer.echo(result.quantisation.summary())
     if agreement is None:

@@ -93,15 +93,18 @@ class QuantisationReport:
                 f"{100 * self.input_error:.2g} % of the input values are lost: the encoder holds images in [0, 1], "
                 "else whole numbers from 0 to 255; rescale the inputs"
             )
+        unproved = [layer.name for layer in self.neurons if layer.bound == "unproved"]
+        if unproved:
+            more = f" and {len(unproved) - 3} more" if len(unproved) > 3 else ""
+            found.append(
+                f"{', '.join(unproved[:3])}{more}: currents may wrap at 2^17, nothing proves or bounds them; give "
+                "calibration data"
+            )
         for layer in self.neurons:
             if layer.clipped_biases:
                 found.append(
                     f"{layer.name}: biases of {layer.clipped_biases} of {layer.channels} channels are clipped, off by "
                     f"up to {layer.bias_error:.2g} thresholds; lower them"
-                )
-            if layer.bound == "unproved":
-                found.append(
-                    f"{layer.name}: currents may wrap at 2^17, nothing proves or bounds them; give calibration data"
                 )
             if layer.wraps or layer.saturations:
                 found.append(

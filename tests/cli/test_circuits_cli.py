@@ -48,7 +48,7 @@ def test_stock_nir_opens_it_and_onnx_gets_the_attention_back(here: Path, capsys,
 def test_a_block_window_is_late_and_says_so(here: Path, block: Path, capsys) -> None:
     assert export(block, "--target", "nir", "--nir-profile", "portable", "--samples", 3) == 0
     told = capsys.readouterr()
-    assert "results are 1 steps late" in told.out
+    assert "latency_steps 1: results leave the network" in told.out
     assert "0 of " in told.out.split("predictions agree, ")[1]
     assert json.loads((here / "block.nir.json").read_text())["latency_steps"] == 1
     np.savez(here / "x.npz", x=np.random.default_rng(0).random((3, 3, 16, 16), dtype=np.float32))
