@@ -18,7 +18,7 @@ from statten_deploy.export.nir import read_nir, write_nir
 from statten_deploy.export.onnx import build_onnx, save_onnx
 from statten_deploy.export.onnx.integer import build_integer_onnx
 from statten_deploy.ir import hints, verify
-from statten_deploy.passes import MARKER, MAX_CIRCUIT_NEURONS, circuit_cost, lower_to_circuits
+from statten_deploy.passes import MARKER, MAX_CIRCUIT_NEURONS, circuit_cost, lower_to_circuits, raise_circuits
 from statten_deploy.quantize import Granularity
 from statten_deploy.source import Source
 
@@ -119,17 +119,12 @@ def _run_nir(subject: Subject, path: Path) -> Executor:
         return FixedExecutor(read_nir(path), membranes=True, name="nir")
     source = subject.source
     circuits = read_nir(path, keep_circuits=True)
-    if MARKER in hints(circuits):
-        _same_raised(subject, path)
-        return CircuitExecutor(circuits, subject.graph, source.time_steps, source.dt)
-    return GraphExecutor(read_nir(path), source.time_steps, "nir", source.dt)
-
-
-def _same_raised(subject: Subject, path: Path) -> None:
-    """Reading the file the usual way must give the network back."""
-    raised = read_nir(path)
+    raised, _ = raise_circuits(circuits)  # what reading the file the usual way gives
+    if MARKER not in hints(circuits):
+        return GraphExecutor(raised, source.time_steps, "nir", source.dt)
     if set(raised.nodes) != set(subject.graph.nodes) or set(raised.edges) != set(subject.graph.edges):
         raise VerificationError(f"{path}: not written, its circuits do not read back as the network they stand for")
+    return CircuitExecutor(circuits, subject.graph, source.time_steps, source.dt)
 
 
 def _write_onnx(subject: Subject, path: Path) -> Written:

@@ -4,7 +4,8 @@ import nir
 import numpy as np
 
 from statten_deploy.compare.executors import Array, Execution, graph_input
-from statten_deploy.ir import TemporalMean, hints, output_names, parse_endpoint, predecessors
+from statten_deploy.export.nir import cut_readout
+from statten_deploy.ir import hints, output_names
 from statten_deploy.ir.verify import SPIKING
 from statten_deploy.passes import input_latencies
 from statten_deploy.simulate import Simulator
@@ -25,13 +26,8 @@ class CircuitExecutor:
         self.arrival = input_latencies(network)
         self.layers = [n for n, node in network.nodes.items() if isinstance(node, SPIKING) and n in lowered.nodes]
         self.held = graph_input(lowered)[1]
-        self.means = {name: self._is_mean(lowered, name) for name in self.late}
-        self.simulator = Simulator(_every_step(lowered), time_steps=time_steps + self.extra, dt=dt)
-
-    @staticmethod
-    def _is_mean(graph: nir.NIRGraph, output: str) -> bool:
-        (source, *_) = predecessors(graph)[output]["input"]
-        return isinstance(graph.nodes[source], TemporalMean)
+        every_step, self.means = cut_readout(lowered)
+        self.simulator = Simulator(every_step, time_steps=time_steps + self.extra, dt=dt)
 
     def run(self, x: Array) -> Execution:
         if self.extra and not self.held:  # frames: nothing more comes
@@ -40,22 +36,9 @@ class CircuitExecutor:
         outputs = {}
         for name, value in result.outputs.items():
             steps = value[:, self.late[name] : self.late[name] + self.time_steps]
-            outputs[name] = steps.mean(1, dtype=np.float32) if self.means[name] else steps
+            outputs[name] = steps.mean(1, dtype=np.float32) if name in self.means else steps
         spikes = {}
         for name, recorded in result.recorded.items():
             first = self.arrival[name]
             spikes[name] = np.asarray(recorded[first : first + self.time_steps], dtype=np.bool_)
         return Execution(outputs, spikes)
-
-
-def _every_step(graph: nir.NIRGraph) -> nir.NIRGraph:
-    """The graph without the means at its end."""
-    means = {name for name, node in graph.nodes.items() if isinstance(node, TemporalMean)}
-    feeds = {parse_endpoint(graph, target)[0]: source for source, target in graph.edges}
-    edges = [
-        (feeds[source] if source in means else source, target)
-        for source, target in graph.edges
-        if parse_endpoint(graph, target)[0] not in means
-    ]
-    nodes = {name: node for name, node in graph.nodes.items() if name not in means}
-    return nir.NIRGraph(nodes, edges, metadata=graph.metadata, type_check=False)
