@@ -1,0 +1,165 @@
+"""What a comparison of backends found: plain data, filled by the runner, read by the reports."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arithmetic = Literal["float32", "integer"]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds that one call with `batch` samples takes, over `runs` calls: median and 90th percentile."""
+
+    batch: int
+    median_ms: float
+    p90_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One node that computes something, over all samples.
+
+    role: as in `LayerCounts`. spikes_by_step: [T]. synops: everything that events set off here. relative: (this
+    backend's SynOps - the reference's) / the reference's, None where the reference has none.
+    """
+
+    name: str
+    role: str
+    neurons: int
+    spikes: int
+    spikes_by_step: tuple[int, ...]
+    firing_rate: float
+    synops: int
+    relative_spikes: float | None = None
+    relative_synops: float | None = None
+
+
+@dataclass(frozen=True)
+class ProfileInfo:
+    """A cost profile, as the report names it. statuses: measured, estimated, pre-silicon."""
+
+    name: str
+    title: str
+    family: str
+    statuses: tuple[str, ...]
+    not_included: tuple[str, ...]
+    sources: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EnergyResult:
+    """Energy per sample in pJ by one profile; `layers_pj` adds up to `total_pj`. ann_pj: paper profiles only."""
+
+    total_pj: float
+    layers_pj: dict[str, float]
+    ann_pj: float | None = None
+    relative: float | None = None
+    """(total - the reference's total) / the reference's total."""
+
+
+@dataclass
+class BackendResult:
+    """One backend on all samples. A backend that is not there has `unavailable` and nothing else.
+
+    agreement: share of samples with the class that `reference` predicts. accuracy_interval: 95 %, Wilson.
+    spike_mismatches: (neuron, step, sample) triples whose spike differs from `reference`'s, of `spike_sites`.
+    confusion: [true class, predicted class] counts.
+    """
+
+    name: str
+    arithmetic: Arithmetic
+    reference: str
+    unavailable: str = ""
+    """Why it did not run and how to install it, in one line; empty where it ran."""
+    samples: int = 0
+    predictions: list[int] = field(default_factory=list)
+    correct: int | None = None
+    accuracy: float | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    agreement: float | None = None
+    spike_mismatches: int = 0
+    spike_sites: int = 0
+    spikes: int = 0
+    synops: int = 0
+    macs: int = 0
+    neuron_updates: int = 0
+    relative_spikes: float | None = None
+    relative_synops: float | None = None
+    energy: dict[str, EnergyResult] = field(default_factory=dict)
+    latency: Latency | None = None
+    layers: list[LayerResult] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Raster:
+    """The spikes of one sample in the reference, to be drawn: per layer [T, neurons]."""
+
+    sample: int
+    label: int | None
+    predicted: int | None
+    layers: dict[str, NDArray[np.bool_]]
+
+
+@dataclass
+class Comparison:
+    """A comparison of backends on one data set. `references`: float32 and integer -> the backend others are held to.
+
+    problems: integer backends that differ from the integer reference, float ones beyond the tolerances: exit status 1.
+    """
+
+    model: str
+    dataset: str
+    samples: int
+    classes: int | None
+    time_steps: int
+    seed: int
+    bits: int
+    references: dict[str, str]
+    tool_version: str
+    profiles: list[ProfileInfo]
+    backends: list[BackendResult]
+    raster: Raster | None = None
+    machine: str = ""
+    """Where latencies were taken: processor and threads, in words."""
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """``report.json``: the fields of docs/compare.md, plain numbers only."""
+        return {
+            "model": self.model,
+            "dataset": self.dataset,
+            "samples": self.samples,
+            "classes": self.classes,
+            "time_steps": self.time_steps,
+            "seed": self.seed,
+            "bits": self.bits,
+            "reference": self.references,
+            "tool_version": self.tool_version,
+            "machine": self.machine,
+            "profiles": [vars(profile) for profile in self.profiles],
+            "backends": [_backend(row) for row in self.backends],
+            "problems": self.problems,
+            "warnings": self.warnings,
+        }
+
+
+def _backend(row: BackendResult) -> dict[str, Any]:
+    values = {key: value for key, value in vars(row).items() if key not in ("energy", "latency", "layers")}
+    latency = row.latency
+    return {
+        **values,
+        "energy_pj": {name: found.total_pj for name, found in row.energy.items()},
+        "energy": {name: vars(found) for name, found in row.energy.items()},
+        "latency_ms": None
+        if latency is None
+        else {"median": latency.median_ms, "p90": latency.p90_ms, "batch": latency.batch, "runs": latency.runs},
+        "layers": [{**vars(layer), "spikes_by_step": list(layer.spikes_by_step)} for layer in row.layers],
+    }
