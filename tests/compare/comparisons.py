@@ -1,4 +1,4 @@
-"""Comparisons by hand: every number chosen, none computed by the code under test."""
+"""Comparisons to show: one by hand, every number chosen, and large ones."""
 
 from dataclasses import replace
 from typing import Any
