@@ -3,18 +3,20 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from statten_deploy.compare.executors import Executor, OnnxExecutor, OnnxIntegerExecutor
 from statten_deploy.compare.integers import LavaExecutor, NetxExecutor
+from statten_deploy.compare.norse import NorseExecutor
 from statten_deploy.compare.verify import predicted_classes
 from statten_deploy.errors import InputError
 from statten_deploy.export.artefact import read_sidecar
 from statten_deploy.source import load_source
 from statten_deploy.train.data import InputSpec, load_arrays
 
+Backend = Literal["own", "norse"]
 BATCH = 32
 CLASSES_RANK = 3
 """Of an output with one value per class: [batch, classes] or [batch, T, classes]; a feature map has more axes."""
@@ -55,14 +57,19 @@ def evaluate(
     config: Mapping[str, Any] | None = None,
     time_steps: int | None = None,
     dt: float | None = None,
+    backend: Backend = "own",
 ) -> Evaluation:
     """Run `artefact` (a checkpoint or anything ``statten-export`` writes) on the test split of `data`.
 
+    `backend` ``norse`` runs a NIR file in Norse instead of the package's own engine.
+
     Raises:
-        InputError: a file cannot be read, was changed since its export, or does not fit the data.
+        InputError: a file cannot be read, was changed since its export, does not fit the data or the backend.
     """
     path = Path(artefact)
-    executor, spec = _open(path, config, time_steps, dt)
+    executor, spec = (
+        _open_norse(path, config, time_steps, dt) if backend == "norse" else _open(path, config, time_steps, dt)
+    )
     x, labels = load_arrays(data, "evaluation", spec)
     if samples is not None and samples > len(x):
         raise InputError(f"{data}: has {len(x)} samples, --samples asks for {samples}")
@@ -106,6 +113,19 @@ def _open(
         raise InputError(f"{path}: --config, --time-steps and --dt are not for exported artefacts, which are complete")
     read_sidecar(path)
     return opener(path)
+
+
+def _open_norse(
+    path: Path, config: Mapping[str, Any] | None, time_steps: int | None, dt: float | None
+) -> tuple[Executor, InputSpec]:
+    if path.suffix != ".nir":
+        raise InputError(
+            f"{path}: --backend norse runs .nir files; statten-export MODEL --target nir --nir-profile portable "
+            "writes one"
+        )
+    source = load_source(path, config, time_steps, dt)
+    executor = NorseExecutor(path, source.graph, source.time_steps, source.dt)
+    return executor, InputSpec(source.input_shape, source.classes)
 
 
 def _open_onnx(path: Path) -> tuple[Executor, InputSpec]:

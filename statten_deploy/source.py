@@ -9,6 +9,7 @@ from typing import Any
 import nir
 import torch
 
+from statten_deploy.compare.circuits import refuse_changed_circuits
 from statten_deploy.compare.executors import Executor, GraphExecutor, TorchExecutor, Traceable, graph_input
 from statten_deploy.compare.integers import FixedExecutor, TorchIntExecutor
 from statten_deploy.errors import ConfigError, InputError, UnsupportedError
@@ -20,7 +21,6 @@ from statten_deploy.ir.verify import DEFAULT_DT
 from statten_deploy.models.checkpoint import build_model, file_sha256, load_checkpoint
 from statten_deploy.models.config import ModelConfig
 from statten_deploy.models.statten import STAtten
-from statten_deploy.passes import MARKER
 from statten_deploy.quantize import QuantizeOptions, quantize
 
 
@@ -141,11 +141,7 @@ def _from_graph(graph: nir.NIRGraph, where: str, time_steps: int | None, dt: flo
     if len(input_names(graph)) != 1:
         raise UnsupportedError(f"{where}: has inputs {', '.join(input_names(graph))}; one is supported")
     told = hints(graph)
-    if int(told.get("latency_steps", 0)) and MARKER in told:
-        raise UnsupportedError(
-            f"{where}: its circuits were changed after the export, so they cannot be read back as attention, and their "
-            f"results are {told['latency_steps']} steps late; export the network again"
-        )
+    refuse_changed_circuits(graph, where)
     if "time_steps" in told and time_steps not in (None, int(told["time_steps"])):
         raise ConfigError(f"--time-steps {time_steps}: {where} says {int(told['time_steps'])}; leave the option out")
     if "dt" in told and dt not in (None, float(told["dt"])):

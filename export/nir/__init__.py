@@ -2,8 +2,9 @@
 
 from statten_deploy.export.nir.compact import FORMAT
 from statten_deploy.export.nir.guard import DEFAULT_MAX_BYTES
+from statten_deploy.export.nir.names import original_names
 from statten_deploy.export.nir.reader import read_nir
 from statten_deploy.export.nir.readout import cut_readout
 from statten_deploy.export.nir.writer import WriteReport, write_nir
 
-__all__ = ["DEFAULT_MAX_BYTES", "FORMAT", "WriteReport", "cut_readout", "read_nir", "write_nir"]
+__all__ = ["DEFAULT_MAX_BYTES", "FORMAT", "WriteReport", "cut_readout", "original_names", "read_nir", "write_nir"]

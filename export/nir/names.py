@@ -11,6 +11,8 @@ name in the graph is kept in the node's metadata, which only our reader looks at
 
 import keyword
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import nir
 import torch
@@ -29,3 +31,12 @@ def written_names(graph: nir.NIRGraph, order: list[str]) -> dict[str, str]:
 
 def _kept(name: str, node: nir.NIRNode) -> bool:
     return isinstance(node, nir.Input | nir.Output) and bool(_SAFE.fullmatch(name)) and name not in _TAKEN
+
+
+def original_names(told: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Name in the file -> name in the graph; `told` is each node's metadata under ``statten``, by its name in the file.
+
+    Where nodes were copied inside the file, several say the same name: then the names in the file are all there is.
+    """
+    names = {name: str(text.get("name", name)) for name, text in told.items()}
+    return names if len(set(names.values())) == len(names) else {name: name for name in told}

@@ -12,6 +12,7 @@ from statten_deploy.errors import GraphError, InputError, StattenError
 from statten_deploy.export.nir.compact import FORMAT, check_format, from_subgraph
 from statten_deploy.export.nir.guard import DEFAULT_MAX_BYTES, Tree, load_tree
 from statten_deploy.export.nir.integers import check_integers, raise_integers
+from statten_deploy.export.nir.names import original_names
 from statten_deploy.export.nir.readout import restore_readout
 from statten_deploy.export.nir.stock import STOCK_NODES
 from statten_deploy.ir.graph import inline_subgraphs, parse_endpoint, ports
@@ -185,9 +186,7 @@ def _without_format(metadata: dict[str, Any]) -> dict[str, Any]:
 def _restore_names(graph: nir.NIRGraph) -> tuple[nir.NIRGraph, dict[str, Mapping[str, Any]]]:
     """Names and order as they were before writing; what the file said about each node moves out of its metadata."""
     described = {name: dict(_described(node)) for name, node in graph.nodes.items()}
-    names = {name: str(text.get("name", name)) for name, text in described.items()}
-    if len(set(names.values())) != len(names):  # nodes were copied inside the file: their own names are all there is
-        names = {name: name for name in names}
+    names = original_names(described)
     edges = []
     for source, endpoint in graph.edges:
         if endpoint not in graph.nodes and "." in endpoint:

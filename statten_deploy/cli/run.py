@@ -1,5 +1,6 @@
 """``statten-run ARTEFACT --data DATA``: thin; parse, call, print."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from statten_deploy.evaluate import Evaluation
 
 
+class Backend(StrEnum):
+    """What runs a NIR file."""
+
+    own = "own"
+    norse = "norse"
+
+
 def run(
     artefact: Annotated[Path, typer.Argument(help="Anything statten-export writes, or a checkpoint.")],
     data: Annotated[str, typer.Option(help="digits (test split), an image folder, or an .npz with x and maybe y.")],
@@ -28,6 +36,9 @@ def run(
     config: ConfigOption = None,
     time_steps: TimeStepsOption = None,
     dt: DtOption = None,
+    backend: Annotated[
+        Backend, typer.Option(help="norse: run a .nir file of the portable profile in Norse instead of our own engine.")
+    ] = Backend.own,
     json_: JsonOption = False,
     debug: DebugOption = False,
     version: VersionOption = False,
@@ -37,7 +48,9 @@ def run(
     from statten_deploy.models.config import read_config_values
 
     values = read_config_values(config) if config else None
-    result = evaluate(artefact, data, samples=samples, config=values, time_steps=time_steps, dt=dt)
+    result = evaluate(
+        artefact, data, samples=samples, config=values, time_steps=time_steps, dt=dt, backend=backend.value
+    )
     if json_:
         emit_json(result.to_dict())
     else:

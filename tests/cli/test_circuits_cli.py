@@ -100,3 +100,33 @@ def test_the_budget_and_the_fallback(here: Path, capsys) -> None:
     assert "belong to --target nir" in error_line(capsys)
     assert export(STREAM, "--target", "nir", "--attention", "compact", "--no-verify") == 0
     assert "compact form" in capsys.readouterr().err
+
+
+def test_norse_as_a_backend(here: Path, capsys) -> None:
+    """The shipped checkpoint's portable file in Norse: every prediction and every count of spikes is torch's."""
+    assert export(STREAM, "--target", "nir", "--nir-profile", "portable", "--no-verify") == 0
+    capsys.readouterr()
+    told = []
+    for arguments in ((STREAM,), ("digits-stream.nir", "--backend", "norse")):
+        assert run(*arguments, "--data", "digits", "--samples", 20, "--json") == 0
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        told.append(json.loads(captured.out))
+    torch_, norse = told
+    assert (torch_["backend"], norse["backend"]) == ("torch", "norse")
+    assert norse["predictions"] == torch_["predictions"]
+    assert norse["layers"] == torch_["layers"]
+    assert len(norse["layers"]) == 12
+
+
+def test_norse_takes_portable_files_only(here: Path, capsys) -> None:
+    assert run(STREAM, "--data", "digits", "--backend", "norse") == 2
+    assert "--backend norse runs .nir files" in error_line(capsys)
+    assert export(STREAM, "--target", "nir", "--no-verify") == 0
+    capsys.readouterr()
+    assert run("digits-stream.nir", "--data", "digits", "--backend", "norse") == 2
+    line = error_line(capsys)
+    assert "'block.0.attn.statten.count.was1' (Delay)" in line
+    assert "--nir-profile portable" in line
+    assert run("digits-stream.nir", "--data", "digits", "--backend", "lava") == 2
+    assert "own" in error_line(capsys)
