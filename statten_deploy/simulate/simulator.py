@@ -18,11 +18,11 @@ from statten_deploy.errors import GraphError, InputError, UnsupportedError
 from statten_deploy.ir.graph import hints, inline_subgraphs, input_names, output_names, predecessors
 from statten_deploy.ir.integer import is_quantised
 from statten_deploy.ir.nodes import STAttenAttention
+from statten_deploy.ir.schedule import Loop, Signal, Sum, make_schedule, makes
 from statten_deploy.ir.shapes import Shape, infer_shapes
-from statten_deploy.ir.verify import SPIKING, time_step, verify
+from statten_deploy.ir.verify import SPIKING, STATEFUL, time_step, verify
 from statten_deploy.simulate.device import usable_device
 from statten_deploy.simulate.operators import OPERATORS, Context, Operator
-from statten_deploy.simulate.schedule import Loop, Signal, Sum, make_schedule, makes
 
 ACTIVATION_BUDGET = 256 * 2**20
 """Bytes of live signals that the automatic micro-batch stays below (one sample at a time is the least)."""
@@ -93,8 +93,9 @@ class Simulator:
 
     An acyclic graph runs layer by layer: each node once, on a block [T, B, ...], vectorised over everything but time.
     The nodes of a loop run step by step with the same operators; inside a loop, order is depth first from the node
-    where a signal enters it, and the edges against that order (the recurrent ones) arrive one step later, as 0 at the
-    first step. Several edges into one port are added left to right in edge order.
+    where a signal enters it, and the edges against that order (the recurrent ones) arrive one step later: at the first
+    step with what their source gives in silence, such as the bias of recurrent weights. Several edges into one port are
+    added left to right in edge order.
 
     Args:
         graph: any graph that `statten_deploy.ir.verify` accepts; nested stock graphs are inlined.
@@ -209,7 +210,7 @@ class Simulator:
         """The nodes of a cycle, one step at a time."""
         states: dict[str, Any] = dict.fromkeys(loop.names)
         # What every node gave last: this step's value once it has run, the previous step's before that.
-        latest = {name: torch.zeros((1, batch, *self.shapes[name]), device=self.device) for name in loop.names}
+        latest = self._silence(loop, batch)
         history = {name: value.new_empty((steps, *value.shape[1:])) for name, value in latest.items()}
 
         def value(source: str, t: int) -> Tensor:
@@ -224,6 +225,24 @@ class Simulator:
                 latest[name], states[name] = self._operators[name](1, states[name], *inputs)
                 history[name][t] = latest[name][0]
         return {(name,): values for name, values in history.items()}
+
+    def _silence(self, loop: Loop, batch: int) -> dict[str, Tensor]:
+        """What the nodes of a cycle give before the first step: nothing arrives from outside, no neuron has fired."""
+
+        def zeros(name: str) -> Tensor:
+            return torch.zeros((1, batch, *self.shapes[name]), device=self.device)
+
+        quiet = {name: zeros(name) for name in loop.names}
+        nodes = {name: self.graph.nodes[name] for name in loop.names}
+        silent = {name for name, node in nodes.items() if isinstance(node, SPIKING) and isinstance(node, STATEFUL)}
+        if any(source not in silent for source, _ in loop.recurrent):
+            for name in loop.names:
+                if name not in silent:
+                    inputs = [
+                        reduce(torch.add, [quiet.get(s, zeros(s)) for s in sources]) for sources in loop.inputs[name]
+                    ]
+                    quiet[name], _ = self._operators[name](1, None, *inputs)
+        return quiet
 
     # inputs
 

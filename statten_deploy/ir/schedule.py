@@ -36,11 +36,24 @@ class Loop:
     """Nodes on a cycle, computed together step by step.
 
     `names` is the order inside one step. An edge from a later to an earlier node (or to itself) is a recurrent one: it
-    carries what its source gave at the previous step. Sources outside the loop are read at the current step.
+    carries what its source gave at the previous step, and at the first step what its source gives while neurons are
+    silent and nothing arrives from outside (the bias of an Affine, say). Sources outside are read at the current step.
     """
 
     names: tuple[str, ...]
     inputs: dict[str, tuple[tuple[str, ...], ...]]
+
+    @property
+    def recurrent(self) -> frozenset[tuple[str, str]]:
+        """The recurrent edges, (source, reader)."""
+        at = {name: index for index, name in enumerate(self.names)}
+        return frozenset(
+            (source, name)
+            for name in self.names
+            for sources in self.inputs[name]
+            for source in sources
+            if source in at and at[source] >= at[name]
+        )
 
 
 Task = Sum | Run | Loop
