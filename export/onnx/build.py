@@ -1,7 +1,7 @@
 """The spiking graph as one ONNX model that takes the whole sequence (`sequence` layout, float32)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 import nir
 import numpy as np
@@ -13,15 +13,16 @@ from statten_deploy.export.onnx.attention import emit_attention
 from statten_deploy.export.onnx.builder import Builder, Signal
 from statten_deploy.export.onnx.checks import refuse_loops, refuse_options, refuse_unknown
 from statten_deploy.export.onnx.files import write_metadata
+from statten_deploy.export.onnx.loops import emit_loop
 from statten_deploy.export.onnx.neurons import emit_neuron, emit_spike_count, emit_threshold, terms_in_use
 from statten_deploy.ir.graph import (
     Predecessors,
     hints,
     inline_subgraphs,
     predecessors,
-    topological_order,
 )
 from statten_deploy.ir.nodes import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TemporalMean, TokenMaxPool
+from statten_deploy.ir.schedule import Loop, Run, Sum, make_schedule
 from statten_deploy.ir.shapes import infer_shapes
 from statten_deploy.ir.verify import SPIKING, time_step, verify
 
@@ -74,7 +75,7 @@ def build_onnx(
     Raises:
         ConfigError: no number of time steps, or values that make no sense.
         GraphError: the graph is malformed.
-        UnsupportedError: the graph is recurrent, or has nodes that the export cannot write (all are named).
+        UnsupportedError: nodes or loops that the export cannot write (all are named).
     """
     graph = inline_subgraphs(graph)
     refuse_unknown(graph, {nir.Input, nir.Output, *EMITTERS})
@@ -84,12 +85,14 @@ def build_onnx(
     shapes = infer_shapes(graph)
     refuse_options(graph, shapes, time_steps, dt)
 
-    order, into = topological_order(graph), predecessors(graph)
+    into = predecessors(graph)
+    tasks = [task for task in make_schedule(graph).tasks if not isinstance(task, Sum)]
+    order = [name for task in tasks for name in (task.names if isinstance(task, Loop) else (task.name,))]
     image = hints(graph).get("input") == "image"
     b = Builder(shapes, time_steps, dt, terms_in_use(graph.nodes.values(), dt))
     b.model.graph.name = str(hints(graph).get("name") or "graph")
     b.aliases = _aliases(graph, order, into)
-    signals = _emit(b, graph, order, into, image=image)
+    signals = _emit(b, graph, tasks, into, image=image)
     if spike_counts:
         for name in order:
             if isinstance(graph.nodes[name], SPIKING):
@@ -130,11 +133,17 @@ def _aliases(graph: nir.NIRGraph, order: list[str], into: Predecessors) -> dict[
     return aliases
 
 
-def _emit(b: Builder, graph: nir.NIRGraph, order: list[str], into: Predecessors, *, image: bool) -> dict[str, Signal]:
+def _emit(
+    b: Builder, graph: nir.NIRGraph, tasks: list[Run | Loop], into: Predecessors, *, image: bool
+) -> dict[str, Signal]:
     """Write every node; returns the results."""
     signals: dict[str, Signal] = {}
-    siblings = conv_siblings(graph, into)
-    for name in order:
+    siblings = conv_siblings(graph, into, {task.name for task in tasks if isinstance(task, Run)})
+    for task in tasks:
+        if isinstance(task, Loop):
+            signals.update(emit_loop(b, task, graph, signals, EMITTERS))
+            continue
+        name = task.name
         node = graph.nodes[name]
         if isinstance(node, nir.Input):
             signals[name] = ops.emit_input(b, name, b.shapes[name], image=image)
@@ -153,14 +162,14 @@ def _emit(b: Builder, graph: nir.NIRGraph, order: list[str], into: Predecessors,
     return signals
 
 
-def conv_siblings(graph: nir.NIRGraph, into: Predecessors) -> dict[str, tuple[str, ...]]:
+def conv_siblings(graph: nir.NIRGraph, into: Predecessors, names: Container[str]) -> dict[str, tuple[str, ...]]:
     """Convolutions that read the same signal and differ in their weights only, such as q, k and v: name -> group.
 
-    Dense convolutions (groups = 1) only; a group has at least two members.
+    Dense convolutions (groups = 1) among `names` only; a group has at least two members.
     """
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, node in graph.nodes.items():
-        if isinstance(node, nir.Conv1d | nir.Conv2d) and int(node.groups) == 1:
+        if name in names and isinstance(node, nir.Conv1d | nir.Conv2d) and int(node.groups) == 1:
             options = tuple((key, tuple(value)) for key, value in ops.conv_attributes(node).items() if key != "group")
             sources = tuple(into[name]["input"])
             groups.setdefault((sources, options, np.shape(node.weight)[1:], node.bias is None), []).append(name)

@@ -1,9 +1,10 @@
 """What the emitters write into: the model under construction, its names, constants and signals."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import onnx
@@ -47,10 +48,20 @@ class ModelWriter:
         self.time_steps = time_steps
         self.model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="statten-deploy")
         self.model.opset_import.add(domain="", version=OPSET)
+        self.graph = self.model.graph
+        """Where nodes go: the model's graph, or the body of a loop."""
         self.aliases: dict[str, str] = {}
         self._taken = set(shapes)
         self._ints: dict[tuple[int, ...], str] = {}
         self._functions: set[str] = set()
+
+    def step(self, names: Sequence[str]) -> Self:
+        """A builder of one step of the nodes `names`: the body of a loop, with constants and functions of the model."""
+        inner = copy.copy(self)
+        inner.time_steps = 1
+        inner.graph = onnx.GraphProto(name=f"{names[0]}/loop")
+        inner.aliases = {name: self.unique(f"{name}/step") for name in names}
+        return inner
 
     # names
 
@@ -85,7 +96,7 @@ class ModelWriter:
 
     def append(self, op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, **attributes: Any) -> None:
         """Append a node."""
-        self.model.graph.node.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
+        self.graph.node.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
 
     def aux(self, op: str, inputs: Sequence[str], name: str, what: str = "", **attributes: Any) -> str:
         """Append an auxiliary node ``<name>/<what>`` with one output; returns the output."""
@@ -118,6 +129,13 @@ class ModelWriter:
         """An auxiliary Reshape to constant sizes, one of them -1."""
         return self.aux("Reshape", [value, self.ints(*shape)], name, what)
 
+    def zeros(self, shape: Shape, element: int, name: str) -> str:
+        """Zeros [batch, *shape]."""
+        batch = self.aux("Shape", [self.model.graph.input[0].name], name, BATCH, start=0, end=1)
+        sizes = self.aux("Concat", [batch, self.ints(*shape)], name, "sizes", axis=0) if shape else batch
+        zero = helper.make_tensor("zero", element, [1], [0])
+        return self.aux("ConstantOfShape", [sizes], name, "zeros", value=zero)
+
 
 class Builder(ModelWriter):
     """The model of a float graph under construction."""
@@ -130,6 +148,11 @@ class Builder(ModelWriter):
         self.terms = terms  # parameters that the neuron functions take, by function name
         self._sums: dict[tuple[str, ...], Signal] = {}
         self._tiled: dict[str, str] = {}
+
+    def step(self, names: Sequence[str]) -> Self:
+        inner = super().step(names)
+        inner._sums, inner._tiled = {}, {}
+        return inner
 
     def floats(self, name: str, array: ArrayLike) -> str:
         """A float32 initialiser."""
@@ -144,7 +167,7 @@ class Builder(ModelWriter):
         """Record the shape of the result of graph node `name`, for readers and for the checker."""
         signal = Signal(self.result_name(name), shape, time)
         if signal.value == name:  # else it is an output of the model, which is declared there
-            self.model.graph.value_info.append(float_value(signal.value, [self.rows(time), *shape]))
+            self.graph.value_info.append(float_value(signal.value, [self.rows(time), *shape]))
         return signal
 
     def total(self, sources: Sequence[tuple[str, Signal]]) -> Signal:
@@ -159,7 +182,7 @@ class Builder(ModelWriter):
             if prefix not in self._sums:
                 left, right = self.aligned(result, sources[count - 1][1])
                 value = self.aux("Add", [left.value, right.value], prefix[-1], "sum")
-                self.model.graph.value_info.append(float_value(value, [self.rows(left.time), *left.shape]))
+                self.graph.value_info.append(float_value(value, [self.rows(left.time), *left.shape]))
                 self._sums[prefix] = Signal(value, left.shape, left.time)
             result = self._sums[prefix]
         return result

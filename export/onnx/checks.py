@@ -8,8 +8,10 @@ import numpy as np
 
 from statten_deploy.errors import GraphError, UnsupportedError
 from statten_deploy.export.onnx.builder import Shape
-from statten_deploy.ir.graph import input_names, topological_order
+from statten_deploy.export.onnx.neurons import has_memory
+from statten_deploy.ir.graph import input_names, part
 from statten_deploy.ir.nodes import STAttenAttention
+from statten_deploy.ir.schedule import loops
 
 
 def refuse_unknown(graph: nir.NIRGraph, known: Container[type]) -> None:
@@ -27,18 +29,22 @@ def refuse_unknown(graph: nir.NIRGraph, known: Container[type]) -> None:
 
 
 def refuse_loops(graph: nir.NIRGraph) -> None:
-    """The export unrolls one layer after the other over all steps, which a loop does not allow.
+    """Loops are computed step by step: they need a neuron, and operations that look at one step at a time.
 
     Raises:
-        UnsupportedError: the graph is recurrent; the message names the nodes.
+        UnsupportedError: loops without that; the message names the nodes.
     """
-    try:
-        topological_order(graph)
-    except GraphError as error:
-        raise UnsupportedError(
-            f"{error}. The ONNX export computes one layer over all time steps before the next, so recurrent graphs "
-            "cannot be written yet; export to nir instead"
-        ) from error
+    problems = []
+    for names in loops(graph):
+        bare = [name for name in names if not has_memory(graph.nodes[name])]
+        if any(loops(part(graph, bare))):
+            problems.append(f"{', '.join(map(repr, bare))}: a loop without neurons; put neurons into it")
+        for name in names:
+            node = graph.nodes[name]
+            if isinstance(node, STAttenAttention) and node.window > 1:
+                problems.append(f"{name!r} (STAttenAttention): a window of {node.window} steps in a loop; use one of 1")
+    if problems:
+        raise UnsupportedError(f"cannot be written as ONNX: {'; '.join(problems)}")
 
 
 def _attention(node: STAttenAttention, shape: Shape, time_steps: int, dt: float) -> str | None:

@@ -23,6 +23,7 @@ from statten_deploy.export.onnx.builder import (
     Array,
     Builder,
     FunctionBody,
+    Shape,
     Signal,
     compact,
 )
@@ -157,6 +158,11 @@ class Neuron:
     spiking: bool
     equation: str
 
+    @property
+    def states(self) -> State:
+        """What it remembers from step to step."""
+        return ("i", "v") if self.equation.startswith("i ") else ("v",)
+
 
 _LEAKY = "v += decay * ((v_leak - v) + r * x)"
 _INTEGRATE = "v += gain * x"
@@ -172,6 +178,11 @@ NEURONS: dict[type[nir.NIRNode], Neuron] = {
     nir.CubaLI: Neuron("CubaLI", _cuba_li, _cuba, False, _SYNAPSE + ";  y = v"),
 }
 """Every neuron type with a membrane."""
+
+
+def has_memory(node: nir.NIRNode) -> bool:
+    """Whether a node of a loop has a state from step to step."""
+    return type(node) in NEURONS or isinstance(node, nir.Delay)
 
 
 def terms_in_use(nodes: Iterable[nir.NIRNode], dt: float) -> dict[str, frozenset[str]]:
@@ -227,6 +238,44 @@ def neuron_function(neuron: Neuron, time_steps: int, terms: tuple[str, ...], *, 
     )
 
 
+# one step, for neurons in a loop
+
+
+def emit_neuron_step(b: Builder, name: str, node: nir.NIRNode, current: Signal, states: State) -> tuple[Signal, State]:
+    """Call the function of one step; `states` as in `Neuron.states` -> (output, states after the step)."""
+    neuron = NEURONS[type(node)]
+    terms = b.terms[neuron.name]
+    parameters = {key: value for key, value in neuron.parameters(node, b.dt).items() if key in terms}
+    function, after = _step_function(neuron, tuple(parameters))
+    values = [b.floats(f"{name}.{key}", compact(value)) for key, value in parameters.items()]
+    b.register(function)
+    result = b.result_name(name)
+    outputs = {function.output[0]: result} | {v: b.unique(f"{name}/{v}") for v in function.output[1:]}
+    b.append(function.name, [current.value, *states, *values], list(outputs.values()), name, domain=FUNCTION_DOMAIN)
+    return b.declare(name, current.shape, "steps"), tuple(outputs[value] for value in after)
+
+
+def starting_states(b: Builder, name: str, node: Any, shape: Shape) -> State:
+    """The states before the first step: at rest, [batch, *shape]."""
+    neuron = NEURONS[type(node)]
+    zeros = b.zeros(shape, TensorProto.FLOAT, name)
+    rest = zeros
+    if "v_leak" in b.terms[neuron.name]:
+        rest = b.aux("Add", [zeros, b.floats(f"{name}.rest", compact(node.v_leak))], name, "rest")
+    return tuple(rest if state == "v" else zeros for state in neuron.states)
+
+
+def _step_function(neuron: Neuron, terms: tuple[str, ...]) -> tuple[FunctionProto, State]:
+    """The function ``<type>Step`` and which of its values are the states after the step."""
+    body = Body(frozenset(terms))
+    output, after = neuron.step(body, "x", neuron.states, 1)
+    if neuron.spiking:
+        output = body.op("Cast", [output], "y", to=TensorProto.FLOAT)
+    outputs = (output, *(value for value in after if value != output))
+    text = f"one step of: {neuron.equation}\nx, states, outputs [batch, ...]"
+    return body.function(f"{neuron.name}Step", ["x", *neuron.states, *terms], text, outputs), after
+
+
 # without a membrane
 
 
@@ -240,7 +289,8 @@ def emit_threshold(b: Builder, name: str, node: nir.Threshold, x: Signal) -> Sig
 
 
 SPIKING_FUNCTIONS = frozenset(
-    {"Threshold"} | {neuron.name + suffix for neuron in NEURONS.values() if neuron.spiking for suffix in ("", "Held")}
+    {"Threshold"}
+    | {neuron.name + suffix for neuron in NEURONS.values() if neuron.spiking for suffix in ("", "Held", "Step")}
 )
 """Functions whose output is the spikes of a layer."""
 
@@ -249,12 +299,16 @@ def spike_values(model: ModelProto) -> dict[str, str]:
     """The spiking layers of a model: layer -> name of the value that holds its spikes.
 
     Time-major [T*batch, ...]; [batch, ...] for a Threshold of a static image, whose spikes are the same at every step.
+    Layers of a loop are called in its body, and the node behind the loop that has their name holds all steps.
     """
-    return {
-        node.name: node.output[0]
-        for node in model.graph.node
+    bodies = [attribute.g for node in model.graph.node for attribute in node.attribute if attribute.name == "body"]
+    fires = {
+        node.name
+        for graph in (model.graph, *bodies)
+        for node in graph.node
         if node.domain == FUNCTION_DOMAIN and node.op_type in SPIKING_FUNCTIONS
     }
+    return {node.name: node.output[0] for node in model.graph.node if node.name in fires}
 
 
 # spikes of a layer, counted

@@ -1,6 +1,6 @@
 """Traversal of a `nir.NIRGraph`: ports, neighbours, order, nesting, hints. Nothing here changes a graph in place."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import nir
@@ -114,6 +114,13 @@ def input_names(graph: nir.NIRGraph) -> list[str]:
 def output_names(graph: nir.NIRGraph) -> list[str]:
     """Names of the `nir.Output` nodes."""
     return [name for name, node in graph.nodes.items() if isinstance(node, nir.Output)]
+
+
+def part(graph: nir.NIRGraph, names: Container[str]) -> nir.NIRGraph:
+    """The nodes `names` with the edges between them."""
+    nodes = {name: node for name, node in graph.nodes.items() if name in names}
+    inner = [(a, b) for a, b in graph.edges if a in nodes and parse_endpoint(graph, b)[0] in nodes]
+    return nir.NIRGraph(nodes, inner, metadata=graph.metadata, type_check=False)
 
 
 def hints(graph: nir.NIRGraph) -> Mapping[str, Any]:

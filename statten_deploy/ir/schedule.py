@@ -87,6 +87,12 @@ def make_schedule(graph: nir.NIRGraph) -> Schedule:
     return Schedule(tuple(tasks), _releases(tasks), _timeless(graph))
 
 
+def loops(graph: nir.NIRGraph) -> list[list[str]]:
+    """The nodes of every loop, in no particular order."""
+    into = predecessors(graph)
+    return [names for names in _groups(graph) if len(names) > 1 or names[0] in _sources(into, names[0])]
+
+
 def uses(task: Task) -> Iterator[Signal]:
     """The signals a task reads."""
     if isinstance(task, Sum):

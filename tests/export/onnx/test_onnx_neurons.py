@@ -118,4 +118,5 @@ def test_spike_values_names_the_spiking_layers_only() -> None:
     model = checked(chain((4,), *nodes), time_steps=2, spike_counts=True)
     spiking = [f"n{i}" for i, kind in enumerate(KINDS) if kind in SPIKING]
     assert spike_values(model) == {name: name for name in spiking}
-    assert {"LIF", "LIFHeld", "IF", "IFHeld", "CubaLIF", "CubaLIFHeld", "Threshold"} == SPIKING_FUNCTIONS
+    kinds = {f"{kind}{form}" for kind in ("LIF", "IF", "CubaLIF") for form in ("", "Held", "Step")}
+    assert {*kinds, "Threshold"} == SPIKING_FUNCTIONS

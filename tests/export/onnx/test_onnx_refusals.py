@@ -9,7 +9,7 @@ import pytest
 from statten_deploy.errors import ConfigError, GraphError, UnsupportedError
 from statten_deploy.export.onnx import build_onnx
 from statten_deploy.ir import STAttenAttention
-from tests.export.onnx.onnx_harness import DT, F32, chain, graph_of, lif, small_network
+from tests.export.onnx.onnx_harness import DT, chain, graph_of, lif, small_network
 
 
 @dataclass(eq=False)
@@ -34,18 +34,6 @@ def test_unknown_nodes_are_all_named_at_once() -> None:
         "2 of 5 nodes cannot be written as ONNX: 'n0' (Resonator), 'n2' (Dendrite). "
         "The node types that can are listed in docs/onnx.md; replace these nodes or choose another target"
     )
-
-
-def test_recurrent_graphs_are_refused_with_the_nodes_on_the_loop() -> None:
-    nodes = {
-        "in": nir.Input({"input": np.array([4])}),
-        "lif": lif((4,)),
-        "recurrent": nir.Linear(np.eye(4, dtype=F32)),
-        "out": nir.Output({"output": np.array([4])}),
-    }
-    edges = [("in", "lif"), ("lif", "recurrent"), ("recurrent", "lif"), ("lif", "out")]
-    with pytest.raises(UnsupportedError, match=r"cyclic \(recurrent\).*'lif', 'recurrent'.*cannot be written yet"):
-        build_onnx(graph_of(nodes, edges), time_steps=2)
 
 
 def test_time_steps_must_be_known() -> None:
