@@ -11,7 +11,7 @@ from statten_deploy.export.onnx.builder import Shape
 from statten_deploy.export.onnx.neurons import has_memory
 from statten_deploy.ir.graph import input_names, part
 from statten_deploy.ir.nodes import STAttenAttention
-from statten_deploy.ir.schedule import loops
+from statten_deploy.ir.schedule import loops, windows_in_loops
 
 
 def refuse_unknown(graph: nir.NIRGraph, known: Container[type]) -> None:
@@ -34,15 +34,11 @@ def refuse_loops(graph: nir.NIRGraph) -> None:
     Raises:
         UnsupportedError: loops without that; the message names the nodes.
     """
-    problems = []
+    problems = windows_in_loops(graph)
     for names in loops(graph):
         bare = [name for name in names if not has_memory(graph.nodes[name])]
         if any(loops(part(graph, bare))):
-            problems.append(f"{', '.join(map(repr, bare))}: a loop without neurons; put neurons into it")
-        for name in names:
-            node = graph.nodes[name]
-            if isinstance(node, STAttenAttention) and node.window > 1:
-                problems.append(f"{name!r} (STAttenAttention): a window of {node.window} steps in a loop; use one of 1")
+            problems.append(f"{', '.join(bare)} (a loop without neurons: put neurons into it)")
     if problems:
         raise UnsupportedError(f"cannot be written as ONNX: {'; '.join(problems)}")
 

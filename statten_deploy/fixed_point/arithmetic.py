@@ -66,11 +66,16 @@ def synapse_step(u: Int | int, a: Int, du: int) -> Int:
     return wrap(remembered + np.left_shift(a, CURRENT_SHIFT))
 
 
+def li_step(v: Int, u: Int, *, dv: int, bias: Int) -> Int:
+    """The membrane after one step without firing, from membrane v and synaptic current u; the rest as in `lif_step`."""
+    return saturate(truncate(v * ((1 << DECAY_BITS) - dv)) + u + bias)
+
+
 def lif_step(v: Int, u: Int, *, dv: int, bias: Int, threshold: Int) -> tuple[Int, Int, Int]:
     """One step: (spikes, membrane after reset, membrane before reset) from membrane v and synaptic current u.
 
     `dv` of 4096ths, `bias` in membrane units, `threshold` in units of 64 membrane units; all broadcast over v.
     """
-    before = saturate(truncate(v * ((1 << DECAY_BITS) - dv)) + u + bias)
+    before = li_step(v, u, dv=dv, bias=bias)
     spikes = before > np.left_shift(threshold, CURRENT_SHIFT)
     return spikes.astype(np.int64), np.where(spikes, 0, before), before

@@ -1,6 +1,6 @@
 """What happens inside an integer run: how large currents get, what wraps, what saturates, how active inputs are.
 
-Nothing of the runner is changed for it: every signal of interest becomes an output of a copy of the graph.
+The runner hands over what arrives at every neuron layer and every weight; the neurons are run again on it and watched.
 """
 
 from collections.abc import Iterator
@@ -16,17 +16,16 @@ from statten_deploy.fixed_point.arithmetic import (
     DECAY_BITS,
     NO_SYNAPTIC_MEMORY,
     Int,
+    li_step,
     lif_step,
     shift,
     synapse_step,
     truncate,
 )
 from statten_deploy.fixed_point.runner import IntegerRunner
-from statten_deploy.ir.graph import hints, parse_endpoint
-from statten_deploy.ir.integer import IntegerConv2d, IntegerLIF, IntegerLinear
+from statten_deploy.ir.graph import hints, predecessors
+from statten_deploy.ir.integer import INTEGER_NEURONS, IntegerConv2d, IntegerLI, IntegerLIF, IntegerLinear
 from statten_deploy.ir.shapes import infer_shapes
-
-SUFFIX = ".observed"
 
 
 @dataclass
@@ -34,12 +33,13 @@ class NeuronActivity:
     """One neuron layer over all samples and steps.
 
     `largest_input`: largest absolute a per channel [C], after `input_exponent`. `largest_current`: largest absolute u
-    before it wraps, in units of a (the same without synaptic memory). `spikes`: per channel. `wraps`, `saturations`:
-    how often, of `count` = neurons x steps x samples.
+    before it wraps, in units of a (the same without synaptic memory). `largest_membrane`: largest absolute v before it
+    saturates. `spikes`: per channel. `wraps`, `saturations`: how often, of `count` = neurons x steps x samples.
     """
 
     largest_input: Int
     largest_current: Int
+    largest_membrane: Int
     spikes: Int
     wraps: int = 0
     saturations: int = 0
@@ -66,33 +66,22 @@ class Observation:
 
 def observe(graph: nir.NIRGraph, x: NDArray[Any], *, spikes: bool = False) -> Observation:
     """Run x [B, C, H, W] or [B, T, C, H, W] through a quantised graph, sample by sample, and watch."""
-    shapes = infer_shapes(graph)
-    neurons = {name: node for name, node in graph.nodes.items() if isinstance(node, IntegerLIF)}
+    shapes, into = infer_shapes(graph), predecessors(graph)
+    neurons = {name: node for name, node in graph.nodes.items() if isinstance(node, INTEGER_NEURONS)}
     weighted = [name for name, node in graph.nodes.items() if isinstance(node, IntegerConv2d | IntegerLinear)]
-    sources: dict[str, list[str]] = {name: [] for name in (*neurons, *weighted)}
-    for source, endpoint in graph.edges:
-        target = parse_endpoint(graph, endpoint)[0]
-        if target in sources:
-            sources[target].append(source)
-    outputs: dict[str, nir.NIRNode] = {
-        f"{name}{SUFFIX}": nir.Output({"output": np.array(shapes[given[0]])}) for name, given in sources.items()
-    }
-    edges = [(source, f"{name}{SUFFIX}") for name, given in sources.items() for source in given]
-    watched = nir.NIRGraph(
-        {**graph.nodes, **outputs}, [*graph.edges, *edges], metadata=graph.metadata, type_check=False
-    )
-    runner, steps = IntegerRunner(watched), int(hints(graph)["time_steps"])
+    given = {name: shapes[into[name]["input"][0]] for name in (*neurons, *weighted)}
+    runner, steps = IntegerRunner(graph), int(hints(graph)["time_steps"])
     seen = Observation(len(x))
-    trains: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in neurons}
+    trains: dict[str, list[NDArray[np.bool_]]] = {n: [] for n, node in neurons.items() if isinstance(node, IntegerLIF)}
     for sample in range(len(x)):
-        result = runner.run(x[sample : sample + 1]).outputs
-        # one sample: time is the only axis in front, wherever the runner puts the batch
-        signals = {name: result[f"{name}{SUFFIX}"].reshape(-1, *shapes[given[0]]) for name, given in sources.items()}
+        found = runner.run(x[sample : sample + 1], inputs=given).inputs
+        # one sample: time is the only axis in front, if there is one
+        signals = {name: found[name].reshape(-1, *shape) for name, shape in given.items()}
         for name in weighted:
             _add_input(seen.inputs, name, signals[name], len(x))
         for name, node in neurons.items():
             train = _replay(node, signals[name], steps, seen.neurons.setdefault(name, _silent(shapes[name][0])))
-            if spikes:
+            if spikes and name in trains:
                 trains[name].append(train)
     if spikes:
         seen.spikes = {name: np.stack(train, axis=1) for name, train in trains.items()}
@@ -101,7 +90,7 @@ def observe(graph: nir.NIRGraph, x: NDArray[Any], *, spikes: bool = False) -> Ob
 
 def _silent(channels: int) -> NeuronActivity:
     zeros = np.zeros(channels, dtype=np.int64)
-    return NeuronActivity(zeros, zeros, zeros)
+    return NeuronActivity(zeros, zeros, zeros, zeros)
 
 
 def _add_input(inputs: dict[str, InputActivity], name: str, x: Int, samples: int) -> None:
@@ -111,7 +100,7 @@ def _add_input(inputs: dict[str, InputActivity], name: str, x: Int, samples: int
     total.square += (flat**2).mean(1) / samples
 
 
-def _replay(node: IntegerLIF, x: Int, steps: int, activity: NeuronActivity) -> NDArray[np.bool_]:
+def _replay(node: IntegerLIF | IntegerLI, x: Int, steps: int, activity: NeuronActivity) -> NDArray[np.bool_]:
     """Run the layer on its input sum x [T or 1, *shape] and add what happens to `activity`."""
     bias = shift(node.bias_mantissa, node.bias_exponent)
     fired = np.empty((steps, *node.shape), dtype=np.bool_)
@@ -121,10 +110,15 @@ def _replay(node: IntegerLIF, x: Int, steps: int, activity: NeuronActivity) -> N
         unwrapped = truncate(u * (NO_SYNAPTIC_MEMORY - node.du)) + (a << CURRENT_SHIFT)
         u = synapse_step(u, a, node.du)
         unclipped = truncate(v * ((1 << DECAY_BITS) - node.dv)) + u + bias
-        spikes, v, before = lif_step(v, u, dv=node.dv, bias=bias, threshold=node.threshold)
+        if isinstance(node, IntegerLIF):
+            spikes, v, before = lif_step(v, u, dv=node.dv, bias=bias, threshold=node.threshold)
+        else:
+            v = before = li_step(v, u, dv=node.dv, bias=bias)
+            spikes = np.zeros_like(v)
         fired[t] = spikes
         activity.largest_input = np.maximum(activity.largest_input, _peak(a))
         activity.largest_current = np.maximum(activity.largest_current, -(-_peak(unwrapped) >> CURRENT_SHIFT))
+        activity.largest_membrane = np.maximum(activity.largest_membrane, _peak(unclipped))
         activity.wraps += int((unwrapped != u).sum())
         activity.saturations += int((unclipped != before).sum())
         activity.spikes = activity.spikes + spikes.reshape(len(spikes), -1).sum(1)

@@ -11,12 +11,23 @@ from typing import Any
 import nir
 import numpy as np
 
-from statten_deploy.fixed_point.arithmetic import CURRENT_SHIFT, STATE_BITS, Int, shift
+from statten_deploy.fixed_point.arithmetic import (
+    CURRENT_SHIFT,
+    DECAY_BITS,
+    NO_SYNAPTIC_MEMORY,
+    STATE_BITS,
+    STATE_MAX,
+    Int,
+    shift,
+    truncate,
+)
 from statten_deploy.ir import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TokenMaxPool, predecessors
-from statten_deploy.ir.graph import hints, topological_order
+from statten_deploy.ir.graph import hints, order_from
 from statten_deploy.ir.integer import (
+    INTEGER_NEURONS,
     InputEncoder,
     IntegerConv2d,
+    IntegerLI,
     IntegerLIF,
     IntegerLinear,
     IntegerSumPool2d,
@@ -55,16 +66,23 @@ class Interval:
 def integer_ranges(graph: nir.NIRGraph) -> tuple[dict[str, Interval], dict[str, Interval]]:
     """(of the result of every node, of the input sum ``a`` of every neuron layer, after its `input_exponent`).
 
-    Neurons give 0 or 1; a current is bounded by its positive and its negative weights.
+    Neurons give 0 or 1 whatever reaches them, which bounds every loop with neurons; a current is bounded by its
+    positive and its negative weights.
+
+    Raises:
+        GraphError: a loop without neurons that fire.
     """
     shapes, into = infer_shapes(graph), predecessors(graph)
     steps = int(hints(graph).get("time_steps", 1))
     results: dict[str, Interval] = {}
     currents: dict[str, Interval] = {}
-    for name in topological_order(graph):
+    fires = {name: node for name, node in graph.nodes.items() if isinstance(node, IntegerLIF)}
+    for name, node in fires.items():
+        results[name] = _lif(node, [], (), shapes[name], steps)
+    for name in order_from(graph, fires):
         node = graph.nodes[name]
         ports = [_total([results[source] for source in sources]) for sources in into[name].values()]
-        if isinstance(node, IntegerLIF):
+        if isinstance(node, INTEGER_NEURONS):
             currents[name] = ports[0].shifted(node.input_exponent)
         given = shapes[next(iter(into[name].values()))[0]] if into[name] else ()
         results[name] = RANGES[type(node)](node, ports, given, shapes[name], steps)
@@ -102,7 +120,8 @@ def _weighted(weight: Int, inputs: Interval, groups: int) -> Interval:
 
 
 def _conv(node: IntegerConv2d, ports: list[Interval], given: Shape, gives: Shape, steps: int) -> Interval:
-    return _weighted(node.weight, ports[0], node.groups).shifted(node.exponent)
+    inputs = _weighted(node.weight, ports[0], node.groups).shifted(node.exponent)
+    return Interval(inputs.low + node.bias, inputs.high + node.bias)
 
 
 def _linear(node: IntegerLinear, ports: list[Interval], given: Shape, gives: Shape, steps: int) -> Interval:
@@ -118,6 +137,27 @@ def _spread(interval: Interval, size: int) -> Interval:
 
 def _lif(node: IntegerLIF, ports: list[Interval], given: Shape, gives: Shape, steps: int) -> Interval:
     return Interval(np.zeros(gives[0], dtype=np.int64), np.ones(gives[0], dtype=np.int64))
+
+
+def _li(node: IntegerLI, ports: list[Interval], given: Shape, gives: Shape, steps: int) -> Interval:
+    return membranes(node, ports[0].shifted(node.input_exponent), steps)
+
+
+def membranes(node: IntegerLI, a: Interval, steps: int) -> Interval:
+    """Bounds of the membranes of integrators over so many steps; saturation bounds them in any case."""
+    bias = shift(node.bias_mantissa, node.bias_exponent).reshape(-1)
+    kept, recalled = (1 << DECAY_BITS) - node.dv, NO_SYNAPTIC_MEMORY - node.du
+    half = 1 << (STATE_BITS - 1)
+    zeros = np.zeros(node.shape[0], dtype=np.int64)
+    v = u = seen = Interval(zeros, zeros)
+    for _ in range(steps):
+        u = Interval(truncate(u.low * recalled), truncate(u.high * recalled)) + a.shifted(CURRENT_SHIFT)
+        over = (u.low <= -half) | (u.high > half)  # a wrap can lead anywhere
+        u = Interval(np.where(over, 1 - half, u.low), np.where(over, half, u.high))
+        low, high = truncate(v.low * kept) + u.low + bias, truncate(v.high * kept) + u.high + bias
+        v = Interval(np.clip(low, -STATE_MAX, STATE_MAX), np.clip(high, -STATE_MAX, STATE_MAX))
+        seen = Interval(np.minimum(seen.low, v.low), np.maximum(seen.high, v.high))
+    return seen
 
 
 def _sum_pool(node: IntegerSumPool2d, ports: list[Interval], given: Shape, gives: Shape, steps: int) -> Interval:
@@ -159,6 +199,7 @@ RANGES: dict[type[nir.NIRNode], Callable[..., Interval]] = {
     IntegerConv2d: _conv,
     IntegerLinear: _linear,
     IntegerLIF: _lif,
+    IntegerLI: _li,
     IntegerSumPool2d: _sum_pool,
     MaxPool2d: _same,
     SpikeMaxPool2d: _same,

@@ -1,10 +1,10 @@
-"""Runs a quantised graph in numpy, layer by layer over all steps, in integers.
+"""Runs a quantised graph in numpy, in integers: layer by layer over all steps, loops step by step.
 
 Sums of products go through floating-point matrix products whose every partial sum is a whole number below the mantissa
 (2^24 for float32, 2^53 for float64): they are exact in any order. Which one is enough is decided from the weights.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,17 +14,20 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from statten_deploy.errors import InputError, UnsupportedError
-from statten_deploy.fixed_point.arithmetic import Int, lif_step, shift, synapse_step
+from statten_deploy.fixed_point.arithmetic import Int, li_step, lif_step, shift, synapse_step
 from statten_deploy.ir import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TokenMaxPool, predecessors
-from statten_deploy.ir.graph import hints, input_names, topological_order
+from statten_deploy.ir.graph import hints, input_names
 from statten_deploy.ir.integer import (
+    INTEGER_NEURONS,
     InputEncoder,
     IntegerConv2d,
+    IntegerLI,
     IntegerLIF,
     IntegerLinear,
     IntegerSumPool2d,
     TemporalSum,
 )
+from statten_deploy.ir.schedule import Loop, Run, Sum, make_schedule, uses, windows_in_loops
 from statten_deploy.ir.shapes import infer_shapes
 
 FLOAT32_EXACT = 1 << 24
@@ -37,14 +40,17 @@ class IntegerResult:
     """What a run gave.
 
     outputs: per Output node [B, T, ...], or [B, ...] behind a sum over time.
-    spikes, membranes: what was recorded per neuron layer, [T, B, ...]; membranes after reset.
-    spike_counts: spikes of every neuron layer over all steps, per sample [B].
+    spikes, membranes: what was recorded per neuron layer, [T, B, ...]; membranes after reset. Integrators have
+        membranes only.
+    spike_counts: spikes of every layer that fires over all steps, per sample [B].
+    inputs: sums of what arrives at the nodes asked for, [T, B, ...], or [1, B, ...] where it never changes.
     """
 
     outputs: dict[str, Int]
     spikes: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     membranes: dict[str, NDArray[np.int32]] = field(default_factory=dict)
     spike_counts: dict[str, Int] = field(default_factory=dict)
+    inputs: dict[str, Int] = field(default_factory=dict)
 
 
 class IntegerRunner:
@@ -56,21 +62,27 @@ class IntegerRunner:
 
     def __init__(self, graph: nir.NIRGraph) -> None:
         self.graph = graph
-        self.order = topological_order(graph)
-        self.into = predecessors(graph)
-        self.time_steps = int(hints(graph)["time_steps"])
-        kinds = {name: type(graph.nodes[name]) for name in self.order}
+        kinds = {name: type(node) for name, node in graph.nodes.items()}
         unknown = [f"{name} ({kind.__name__})" for name, kind in kinds.items() if kind not in OPERATIONS]
         if unknown:
             raise UnsupportedError(f"not a quantised graph: no integer operation for {', '.join(unknown)}")
-        self.last_use = {source: name for name in self.order for ports in self.into[name].values() for source in ports}
-        largest = max(int(np.prod(shape)) for shape in infer_shapes(graph).values())
+        refuse_windows_in_loops(graph)
+        schedule = make_schedule(graph)
+        self.tasks: list[Run | Loop] = [task for task in schedule.tasks if not isinstance(task, Sum)]
+        self.timeless = schedule.timeless
+        self.into = predecessors(graph)
+        self.time_steps = int(hints(graph)["time_steps"])
+        self.last_use = {name: index for index, task in enumerate(self.tasks) for name in sources(task)}
+        self.shapes = infer_shapes(graph)
+        largest = max(int(np.prod(shape)) for shape in self.shapes.values())
         self.at_once = max(1, SIGNAL_BYTES // (8 * self.time_steps * largest))
 
-    def run(self, x: NDArray[Any], *, spikes: bool = False, membranes: bool = False) -> IntegerResult:
+    def run(
+        self, x: NDArray[Any], *, spikes: bool = False, membranes: bool = False, inputs: Container[str] = ()
+    ) -> IntegerResult:
         """Run x [B, C, H, W] (the same frame at every step) or [B, T, C, H, W]; real values, encoded by the graph.
 
-        `spikes` and `membranes` (after reset) keep [T, B, ...] per neuron layer.
+        `spikes` and `membranes` (after reset) keep [T, B, ...] per neuron layer, `inputs` what arrives at these nodes.
 
         Raises:
             InputError: x has another shape.
@@ -79,36 +91,99 @@ class IntegerRunner:
         shape = tuple(int(n) for n in self.graph.nodes[name].input_type["input"])
         frames = _frames(np.asarray(x), shape, self.time_steps)
         starts = range(0, max(len(x), 1), self.at_once)
-        parts = [self._run(frames[:, start : start + self.at_once], spikes, membranes) for start in starts]
+        parts = [self._run(frames[:, start : start + self.at_once], spikes, membranes, inputs) for start in starts]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _run(self, frames: NDArray[Any], spikes: bool, membranes: bool) -> IntegerResult:
+    def _run(self, frames: NDArray[Any], spikes: bool, membranes: bool, inputs: Container[str]) -> IntegerResult:
         result = IntegerResult({})
         values: dict[str, NDArray[Any]] = {}
-        timeless: set[str] = set()
         state = _State(self.time_steps, result, spikes, membranes)
-        for node_name in self.order:
-            node = self.graph.nodes[node_name]
-            if isinstance(node, nir.Input):
-                values[node_name] = frames
-                continue
-            operands = [_sum([values[source] for source in sources]) for sources in self.into[node_name].values()]
-            sources = {source for ports in self.into[node_name].values() for source in ports}
-            state.name = node_name
-            values[node_name] = OPERATIONS[type(node)](node, state, *operands)
-            if isinstance(node, TemporalSum) or sources & timeless:
-                timeless.add(node_name)
-            if isinstance(node, nir.Output):
-                value = values[node_name]
-                result.outputs[node_name] = value if node_name in timeless else self._every_step(value)
-            for source in sources:
-                if self.last_use[source] == node_name:
+        for index, task in enumerate(self.tasks):
+            if isinstance(task, Loop):
+                self._loop(task, values, state, inputs)
+            elif isinstance(self.graph.nodes[task.name], nir.Input):
+                values[task.name] = frames
+            else:
+                self._node(task.name, values, state, inputs)
+            for source in sources(task):
+                if self.last_use[source] == index:
                     del values[source]
         return result
+
+    def _node(self, name: str, values: dict[str, NDArray[Any]], state: "_State", inputs: Container[str]) -> None:
+        """One node over all steps."""
+        node = self.graph.nodes[name]
+        operands = [_sum([values[source] for source in sources]) for sources in self.into[name].values()]
+        if name in inputs:
+            state.result.inputs[name] = operands[0]
+        state.name = name
+        values[name] = OPERATIONS[type(node)](node, state, *operands)
+        if isinstance(node, nir.Output):
+            value = values[name]
+            state.result.outputs[name] = value if name in self.timeless else self._every_step(value)
+
+    def _loop(self, loop: Loop, values: dict[str, NDArray[Any]], state: "_State", inputs: Container[str]) -> None:
+        """The nodes of a loop, step by step: as `statten_deploy.simulate.Simulator` does it."""
+        batch = next(iter(values.values())).shape[1]
+        one = _State(1, IntegerResult({}), spikes=False, membranes=True, memory={})
+        latest = self._silence(loop, batch, one)
+        history = {name: np.empty((self.time_steps, batch, *self.shapes[name]), dtype=np.int64) for name in loop.names}
+        arrived: dict[str, list[Int]] = {name: [] for name in loop.names if name in inputs}
+        after: dict[str, list[NDArray[np.int32]]] = {
+            name: [] for name in loop.names if isinstance(self.graph.nodes[name], INTEGER_NEURONS)
+        }
+
+        def value(source: str, t: int) -> Int:
+            if source in latest:
+                return latest[source]
+            outside = values[source]
+            return outside[t : t + 1] if len(outside) > 1 else outside
+
+        for t in range(self.time_steps):
+            for name in loop.names:
+                operands = [_sum([value(source, t) for source in sources]) for sources in loop.inputs[name]]
+                node, one.name = self.graph.nodes[name], name
+                latest[name] = OPERATIONS[type(node)](node, one, *operands)
+                history[name][t] = latest[name][0]
+                if name in after:
+                    after[name].append(one.result.membranes[name])
+                if name in arrived:
+                    arrived[name].append(operands[0])
+        for name, output in history.items():
+            values[name] = output
+            if name in after:
+                state.record(name, self.graph.nodes[name], output, np.concatenate(after[name]))
+        state.result.inputs |= {name: np.concatenate(sums) for name, sums in arrived.items()}
+
+    def _silence(self, loop: Loop, batch: int, one: "_State") -> dict[str, Int]:
+        """What the nodes of a loop give before the first step: nothing arrives, no neuron has fired."""
+
+        def zeros(name: str) -> Int:
+            return np.zeros((1, batch, *self.shapes[name]), dtype=np.int64)
+
+        quiet = {name: zeros(name) for name in loop.names}
+        for name in loop.names:
+            node = self.graph.nodes[name]
+            if not isinstance(node, INTEGER_NEURONS):
+                inputs = [_sum([quiet.get(s, zeros(s)) for s in sources]) for sources in loop.inputs[name]]
+                quiet[name] = OPERATIONS[type(node)](node, one, *inputs)
+        return quiet
 
     def _every_step(self, x: Int) -> Int:
         """[T, B, ...] or a held [1, B, ...] as [B, T, ...]."""
         return np.broadcast_to(x, (self.time_steps, *x.shape[1:])).swapaxes(0, 1)
+
+
+def refuse_windows_in_loops(graph: nir.NIRGraph) -> None:
+    """Raises UnsupportedError where attention over several steps is part of a loop."""
+    problems = windows_in_loops(graph)
+    if problems:
+        raise UnsupportedError(f"not possible in integers: {'; '.join(problems)}")
+
+
+def sources(task: Run | Loop) -> set[str]:
+    """The nodes outside of a task whose results it reads."""
+    return {name for signal in uses(task) for name in signal}
 
 
 def _joined(parts: list[IntegerResult]) -> IntegerResult:
@@ -116,7 +191,8 @@ def _joined(parts: list[IntegerResult]) -> IntegerResult:
         first: dict[str, NDArray[Any]] = getattr(parts[0], kind)
         return {name: np.concatenate([getattr(part, kind)[name] for part in parts], axis) for name in first}
 
-    return IntegerResult(join("outputs", 0), join("spikes", 1), join("membranes", 1), join("spike_counts", 0))
+    kinds = {"outputs": 0, "spikes": 1, "membranes": 1, "spike_counts": 0, "inputs": 1}
+    return IntegerResult(**{kind: join(kind, axis) for kind, axis in kinds.items()})
 
 
 def real_outputs(graph: nir.NIRGraph, outputs: Mapping[str, Int]) -> dict[str, NDArray[np.float32]]:
@@ -128,19 +204,32 @@ def real_outputs(graph: nir.NIRGraph, outputs: Mapping[str, Int]) -> dict[str, N
         factor: Any = 1.0
         if isinstance(source, TemporalSum):
             factor = source.scale
-        elif isinstance(source, IntegerConv2d | IntegerLinear):
-            factor = (1 / source.scale).reshape(-1, *(1,) * (len(source.weight.shape) - 2))
+        elif isinstance(source, IntegerConv2d | IntegerLinear | IntegerLI):
+            axes = len(source.shape) if isinstance(source, IntegerLI) else source.weight.ndim - 1
+            factor = (1 / source.scale).reshape(-1, *(1,) * (axes - 1))
         real[name] = (value * factor).astype(np.float32)
     return real
 
 
 @dataclass
 class _State:
+    """`memory` keeps (u, v) of neurons from call to call, where a loop calls them step by step."""
+
     time_steps: int
     result: IntegerResult
     spikes: bool
     membranes: bool
     name: str = ""
+    memory: dict[str, tuple[Int, Int]] | None = None
+
+    def record(self, name: str, node: nir.NIRNode, output: Int, membranes: NDArray[np.int32] | None) -> None:
+        """Keep what is asked for of a neuron layer: its `output` and its membranes, [T, B, ...]."""
+        if self.membranes and membranes is not None:
+            self.result.membranes[name] = membranes
+        if isinstance(node, IntegerLIF):
+            if self.spikes:
+                self.result.spikes[name] = output.astype(np.bool_)
+            self.result.spike_counts[name] = output.sum(axis=(0, *range(2, output.ndim)))
 
 
 def _frames(x: NDArray[Any], shape: tuple[int, ...], time_steps: int) -> NDArray[Any]:
@@ -191,7 +280,8 @@ def _conv(node: IntegerConv2d, state: _State, x: Int) -> Int:
         for item in range(steps * batch):  # one image at a time bounds the memory of its patches
             patches = windows[item, channels].transpose(0, 3, 4, 1, 2).reshape(per_group * kh * kw, height * width)
             result[item, group * each : (group + 1) * each] = (weight @ patches).reshape(each, height, width)
-    return shift(result, node.exponent.reshape(-1, 1, 1)).reshape(steps, batch, out, height, width)
+    shifted = shift(result, node.exponent.reshape(-1, 1, 1)) + node.bias.reshape(-1, 1, 1)
+    return shifted.reshape(steps, batch, out, height, width)
 
 
 def _linear(node: IntegerLinear, state: _State, x: Int) -> Int:
@@ -200,23 +290,26 @@ def _linear(node: IntegerLinear, state: _State, x: Int) -> Int:
     return shift(product, node.exponent) + node.bias
 
 
-def _lif(node: IntegerLIF, state: _State, x: Int) -> Int:
+def _neurons(node: IntegerLIF | IntegerLI, state: _State, x: Int) -> Int:
+    """Spikes, or the membranes of integrators."""
     held = x.shape[0] == 1  # a static image: the same current at every step
     a = shift(np.broadcast_to(x, (1, *x.shape[1:2], *node.shape)) if held else x, node.input_exponent)
     bias = shift(node.bias_mantissa, node.bias_exponent)
-    v = u = np.zeros(a.shape[1:], dtype=np.int64)
+    zeros = np.zeros(a.shape[1:], dtype=np.int64)
+    u, v = (state.memory or {}).get(state.name, (zeros, zeros))
     out = np.empty((state.time_steps, *v.shape), dtype=np.int64)
     membranes = np.empty(out.shape, dtype=np.int32) if state.membranes else None
     for t in range(state.time_steps):
         u = synapse_step(u, a[0 if held else t], node.du)
-        out[t], v, _ = lif_step(v, u, dv=node.dv, bias=bias, threshold=node.threshold)
+        if isinstance(node, IntegerLIF):
+            out[t], v, _ = lif_step(v, u, dv=node.dv, bias=bias, threshold=node.threshold)
+        else:
+            out[t] = v = li_step(v, u, dv=node.dv, bias=bias)
         if membranes is not None:
             membranes[t] = v
-    if membranes is not None:
-        state.result.membranes[state.name] = membranes
-    if state.spikes:
-        state.result.spikes[state.name] = out.astype(np.bool_)
-    state.result.spike_counts[state.name] = out.sum(axis=(0, *range(2, out.ndim)))
+    if state.memory is not None:
+        state.memory[state.name] = u, v
+    state.record(state.name, node, out, membranes)
     return out
 
 
@@ -288,7 +381,8 @@ OPERATIONS: dict[type[nir.NIRNode], Callable[..., NDArray[Any]]] = {
     InputEncoder: _encode,
     IntegerConv2d: _conv,
     IntegerLinear: _linear,
-    IntegerLIF: _lif,
+    IntegerLIF: _neurons,
+    IntegerLI: _neurons,
     IntegerSumPool2d: _sum_pool,
     MaxPool2d: _max_pool,
     SpikeMaxPool2d: _max_pool,

@@ -106,6 +106,18 @@ def topological_order(graph: nir.NIRGraph) -> list[str]:
     return order
 
 
+def order_from(graph: nir.NIRGraph, known: Container[str]) -> list[str]:
+    """`topological_order`, or in a cyclic graph an order in which the nodes `known` may be read before their turn.
+
+    Raises:
+        GraphError: a loop without a node that is known; the message names the nodes.
+    """
+    if not is_cyclic(graph):
+        return topological_order(graph)
+    ahead = [(source, target) for source, target in graph.edges if source not in known]
+    return topological_order(nir.NIRGraph(graph.nodes, ahead, metadata=graph.metadata, type_check=False))
+
+
 def input_names(graph: nir.NIRGraph) -> list[str]:
     """Names of the `nir.Input` nodes."""
     return [name for name, node in graph.nodes.items() if isinstance(node, nir.Input)]

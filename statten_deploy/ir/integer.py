@@ -3,7 +3,7 @@
 What needs no weights (pools, attention, AND) is the same node as in a float graph and acts on integers alike.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import nir
 import numpy as np
@@ -44,10 +44,11 @@ class InputEncoder(nir.NIRNode):
 
 @dataclass(eq=False)
 class IntegerConv2d(nir.NIRNode):
-    """``a[o] = shift(Σ w[o] s, exponent[o])``, zero padding, no bias (biases belong to the neurons).
+    """``a[o] = shift(Σ w[o] s, exponent[o]) + bias[o]``, zero padding.
 
     `weight` [out, in, kh, kw] signed integers of the chosen number of bits, `exponent` [out]. `scale` [out] is what a
-    real current x became: ``a = scale · x``.
+    real current x became: ``a = scale · x``. `bias` [out] is 0 but in front of synaptic memories: others have biases of
+    their own.
     """
 
     weight: IntArray
@@ -57,9 +58,11 @@ class IntegerConv2d(nir.NIRNode):
     padding: Pair
     dilation: Pair = (1, 1)
     groups: int = 1
+    bias: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
         self.weight, self.exponent = integers(self.weight), integers(self.exponent)
+        self.bias = integers(self.bias) if np.size(self.bias) else np.zeros(len(self.weight), dtype=np.int64)
         self.scale = np.asarray(self.scale, dtype=np.float64)
         self.stride, self.padding, self.dilation = map(pair, (self.stride, self.padding, self.dilation))
         self.input_type = {"input": None}
@@ -70,7 +73,8 @@ class IntegerConv2d(nir.NIRNode):
 class IntegerLinear(nir.NIRNode):
     """``a[o] = shift(Σ w[o] s, exponent[o]) + bias[o]``; `weight` [out, in], `exponent`, `bias` and `scale` [out].
 
-    `scale` as in `IntegerConv2d`. Only a readout has a bias: those of currents belong to the neurons.
+    `scale` as in `IntegerConv2d`. Only readouts and currents into synaptic memories have a bias: others belong to the
+    neurons.
     """
 
     weight: IntArray
@@ -128,6 +132,30 @@ class IntegerLIF(nir.NIRNode):
 
 
 @dataclass(eq=False)
+class IntegerLI(nir.NIRNode):
+    """Fixed-point integrators: the membranes of `IntegerLIF` that never fire, put out at every step.
+
+    Real value = integer / `scale`, [C]. The rest is as in `IntegerLIF`.
+    """
+
+    dv: int
+    bias_mantissa: IntArray
+    bias_exponent: IntArray
+    scale: RealArray
+    shape: tuple[int, ...]
+    input_exponent: int = 0
+    du: int = 4095
+
+    def __post_init__(self) -> None:
+        self.bias_mantissa, self.bias_exponent = integers(self.bias_mantissa), integers(self.bias_exponent)
+        self.scale = np.asarray(self.scale, dtype=np.float64)
+        self.dv, self.du, self.input_exponent = int(self.dv), int(self.du), int(self.input_exponent)
+        self.shape = tuple(int(size) for size in self.shape)
+        self.input_type = {"input": np.array(self.shape)}
+        self.output_type = {"output": np.array(self.shape)}
+
+
+@dataclass(eq=False)
 class TemporalSum(nir.NIRNode):
     """Sum over all steps, real value = integer · scale: ``y = Σ_t x[t]``. The output has no time axis any more."""
 
@@ -139,7 +167,10 @@ class TemporalSum(nir.NIRNode):
         self.output_type = {"output": None}
 
 
-QUANTISED = (InputEncoder, IntegerConv2d, IntegerLinear, IntegerSumPool2d, IntegerLIF, TemporalSum)
+INTEGER_NEURONS = (IntegerLIF, IntegerLI)
+"""Nodes with a membrane."""
+
+QUANTISED = (InputEncoder, IntegerConv2d, IntegerLinear, IntegerSumPool2d, *INTEGER_NEURONS, TemporalSum)
 """Nodes that only quantised graphs have."""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from statten_deploy.ir.integer import (
     InputEncoder,
     IntegerConv2d,
+    IntegerLI,
     IntegerLIF,
     IntegerLinear,
     IntegerSumPool2d,
@@ -66,26 +67,30 @@ def _weighted(node: IntegerConv2d | IntegerLinear, shape: Shape | None, bits: in
     yield from _outside(node, "weight", -largest, largest)
     yield from _outside(node, "exponent", -MAX_SHIFT, MAX_SHIFT)
     yield from _positive(node, "scale")
-    yield from _one_each(node, ("exponent", "scale"), len(node.weight))
-    if isinstance(node, IntegerLinear):
-        yield from _one_each(node, ("bias",), len(node.weight))
-        yield from _outside(node, "bias", -MAX_BIAS, MAX_BIAS)
+    yield from _one_each(node, ("exponent", "scale", "bias"), len(node.weight))
+    yield from _outside(node, "bias", -MAX_BIAS, MAX_BIAS)
 
 
 def _sum_pool(node: IntegerSumPool2d, shape: Shape | None, bits: int) -> Iterator[str]:
     yield from _outside(node, "exponent", -MAX_SHIFT, MAX_SHIFT)
 
 
-def _neuron(node: IntegerLIF, shape: Shape | None, bits: int) -> Iterator[str]:
+def _neuron(node: IntegerLIF | IntegerLI, shape: Shape | None, bits: int) -> Iterator[str]:
     yield from _outside(node, "dv", 0, MAX_DECAY)
     yield from _outside(node, "du", 0, MAX_DECAY - 1)
     yield from _outside(node, "input_exponent", -MAX_SHIFT, MAX_SHIFT)
-    yield from _outside(node, "threshold", 0, MAX_THRESHOLD)
+    fields = ["bias_mantissa", "bias_exponent"]
+    if isinstance(node, IntegerLIF):
+        yield from _outside(node, "threshold", 0, MAX_THRESHOLD)
+        fields = ["threshold", *fields]
+    else:
+        yield from _positive(node, "scale")
+        yield from _one_each(node, ("scale",), node.shape[0])
     yield from _outside(node, "bias_mantissa", -MAX_MANTISSA, MAX_MANTISSA)
     exponents = list(_outside(node, "bias_exponent", 0, MAX_SHIFT))
     yield from exponents
     expected = (*node.shape[:1], *(1,) * (len(node.shape) - 1))
-    wrong = [f for f in ("threshold", "bias_mantissa", "bias_exponent") if np.shape(getattr(node, f)) != expected]
+    wrong = [f for f in fields if np.shape(getattr(node, f)) != expected]
     for field in wrong:
         yield f"{field} has shape {np.shape(getattr(node, field))}, expected {expected}: one per channel"
     if not wrong and not exponents:
@@ -104,6 +109,7 @@ _RULES: dict[type[nir.NIRNode], Callable[..., Iterator[str]]] = {
     IntegerLinear: _weighted,
     IntegerSumPool2d: _sum_pool,
     IntegerLIF: _neuron,
+    IntegerLI: _neuron,
     TemporalSum: _readout,
 }
 """Every node of a quantised graph that has numbers."""

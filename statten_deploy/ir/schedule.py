@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import nir
 
 from statten_deploy.ir.graph import Predecessors, is_cyclic, predecessors, successors, topological_order
-from statten_deploy.ir.nodes import TemporalMean
+from statten_deploy.ir.integer import TemporalSum
+from statten_deploy.ir.nodes import STAttenAttention, TemporalMean
 
 Signal = tuple[str, ...]
 
@@ -93,6 +94,16 @@ def loops(graph: nir.NIRGraph) -> list[list[str]]:
     return [names for names in _groups(graph) if len(names) > 1 or names[0] in _sources(into, names[0])]
 
 
+def windows_in_loops(graph: nir.NIRGraph) -> list[str]:
+    """What is wrong with attention over several steps in loops, which only the float simulator can compute."""
+    return [
+        f"{name} (STAttenAttention: a window of {node.window} steps in a loop; use one of 1)"
+        for names in loops(graph)
+        for name in names
+        if isinstance(node := graph.nodes[name], STAttenAttention) and node.window > 1
+    ]
+
+
 def uses(task: Task) -> Iterator[Signal]:
     """The signals a task reads."""
     if isinstance(task, Sum):
@@ -129,7 +140,7 @@ def _releases(tasks: list[Task]) -> tuple[tuple[Signal, ...], ...]:
 def _timeless(graph: nir.NIRGraph) -> frozenset[str]:
     after = successors(graph)
     found: set[str] = set()
-    stack = [name for name, node in graph.nodes.items() if isinstance(node, TemporalMean)]
+    stack = [name for name, node in graph.nodes.items() if isinstance(node, TemporalMean | TemporalSum)]
     while stack:
         name = stack.pop()
         if name not in found:

@@ -14,8 +14,10 @@ import numpy as np
 from statten_deploy.errors import GraphError
 from statten_deploy.ir.graph import is_cyclic, predecessors, topological_order
 from statten_deploy.ir.integer import (
+    INTEGER_NEURONS,
     InputEncoder,
     IntegerConv2d,
+    IntegerLI,
     IntegerLIF,
     IntegerLinear,
     IntegerSumPool2d,
@@ -143,6 +145,8 @@ def declared_shape(node: nir.NIRNode) -> Shape | None:
     if isinstance(node, nir.Affine | nir.Linear):
         weight = np.shape(node.weight)
         return (*weight[:-2], weight[-2])
+    if isinstance(node, INTEGER_NEURONS):
+        return node.shape
     return None
 
 
@@ -288,7 +292,7 @@ def _token_pool(node: TokenMaxPool, x: Shape) -> Shape:
     return x
 
 
-def _integer_neuron(node: IntegerLIF, x: Shape) -> Shape:
+def _integer_neuron(node: IntegerLIF | IntegerLI, x: Shape) -> Shape:
     if x != node.shape:
         raise ValueError(f"its neurons have shape {node.shape}, the signal has {x}")
     return x
@@ -324,6 +328,7 @@ RULES: dict[type[nir.NIRNode], Rule] = {
     IntegerLinear: _linear,
     IntegerSumPool2d: _pool,
     IntegerLIF: _integer_neuron,
+    IntegerLI: _integer_neuron,
     TemporalSum: _unchanged,
 }
 """Every node type that this package understands, with its shape rule."""

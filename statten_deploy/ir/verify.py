@@ -20,8 +20,10 @@ from statten_deploy.ir.graph import (
     successors,
 )
 from statten_deploy.ir.integer import (
+    INTEGER_NEURONS,
     InputEncoder,
     IntegerConv2d,
+    IntegerLI,
     IntegerLIF,
     IntegerLinear,
     IntegerSumPool2d,
@@ -40,7 +42,7 @@ TIME_CONSTANTS = {
 }
 """Fields that are time constants in seconds."""
 
-STATEFUL = (nir.LIF, nir.CubaLIF, nir.IF, nir.LI, nir.CubaLI, nir.I, nir.Delay, IntegerLIF, STAttenAttention)
+STATEFUL = (nir.LIF, nir.CubaLIF, nir.IF, nir.LI, nir.CubaLI, nir.I, nir.Delay, *INTEGER_NEURONS, STAttenAttention)
 """Nodes whose output at one step depends on other steps."""
 
 READOUTS = (TemporalMean, TemporalSum)
@@ -54,7 +56,7 @@ BINARY_INPUT = (SpikeMaxPool2d, SpikeAnd, TokenMaxPool, STAttenAttention)
 
 REAL_VALUED = (
     *(nir.Affine, nir.Linear, nir.Conv1d, nir.Conv2d, nir.AvgPool2d, nir.SumPool2d, nir.LI, nir.CubaLI, nir.I),
-    *(InputEncoder, IntegerConv2d, IntegerLinear, IntegerSumPool2d),
+    *(InputEncoder, IntegerConv2d, IntegerLinear, IntegerSumPool2d, IntegerLI),
     *(MaxPool2d, STAttenAttention, *READOUTS),
 )
 """Nodes whose output is not 0/1."""

@@ -10,7 +10,7 @@ import numpy as np
 from statten_deploy.ir import MaxPool2d, TemporalMean, predecessors
 from statten_deploy.ir.nodes import pair
 from statten_deploy.ir.shapes import Shape
-from statten_deploy.quantize.neurons import NEURONS
+from statten_deploy.quantize.neurons import FIRING, INTEGRATORS
 from statten_deploy.quantize.rounding import Real
 
 WEIGHTED = (nir.Conv2d, nir.Affine, nir.Linear)
@@ -28,11 +28,13 @@ class Signal:
     Spikes, counts and encoded inputs: integer · `unit` is the real value, one unit per element of the leading axis.
     Currents: the integer is real value · K · `factor`, with the scale K that the weighted nodes in `branches` share;
     each of these is there with the number of times that its bias counts.
+    Membranes: those of the integrators `membrane`.
     """
 
     unit: Real | None = None
     branches: Mapping[str, float] = field(default_factory=dict)
     factor: float = 1.0
+    membrane: str = ""
 
 
 @dataclass
@@ -45,8 +47,14 @@ class Trace:
 
 
 def trace(graph: nir.NIRGraph, order: Iterable[str], shapes: Mapping[str, Shape], inputs: Mapping[str, Real]) -> Trace:
-    """Follow every signal through the graph; `inputs` are the units of what the input encoder gives."""
+    """Follow every signal through the graph; `inputs` are the units of what the input encoder gives.
+
+    Spikes are spikes whatever reaches the neurons, so `order` may have neurons that fire behind their readers.
+    """
     found, into = Trace(), predecessors(graph)
+    for name, node in graph.nodes.items():
+        if isinstance(node, FIRING):
+            found.signals[name] = Signal(unit=np.ones(shapes[name][0]))
     for name in order:
         node = graph.nodes[name]
         if name in inputs:
@@ -54,13 +62,17 @@ def trace(graph: nir.NIRGraph, order: Iterable[str], shapes: Mapping[str, Shape]
             continue
         ports = [_sum(name, [found.signals[source] for source in sources], found) for sources in into[name].values()]
         found.arriving[name] = ports
-        found.signals[name] = _result(name, node, ports, shapes[name], found)
+        result = _result(name, node, ports, shapes[name], found)
+        found.signals.setdefault(name, result)
     return found
 
 
 def _sum(name: str, signals: list[Signal], found: Trace) -> Signal:
     first = signals[0]
     if all(signal is first for signal in signals):
+        return first
+    if any(signal.membrane for signal in signals):
+        found.problems.append(f"{name} (membranes are added there: give each integrator an Output of its own)")
         return first
     units = [signal.unit for signal in signals if signal.unit is not None]
     if units and len(units) < len(signals):
@@ -82,15 +94,23 @@ def _sum(name: str, signals: list[Signal], found: Trace) -> Signal:
 
 
 def _result(name: str, node: Any, ports: list[Signal], shape: Shape, found: Trace) -> Signal:
+    membranes = [port.membrane for port in ports if port.membrane]
+    if membranes and not isinstance(node, TemporalMean | nir.Output):
+        found.problems.append(f"{name} (it reads the membranes of {membranes[0]}: integrators can only be read out)")
+        return Signal(unit=np.ones(shape[0]))
+    if isinstance(node, INTEGRATORS):
+        return Signal(membrane=name)
     if isinstance(node, WEIGHTED):
         if ports[0].unit is None:
             found.problems.append(f"{name} (a current reaches it: put neurons in between)")
         return Signal(branches={name: 1.0})
     if not isinstance(node, (*CARRIERS, TemporalMean, nir.Output)):
-        if not isinstance(node, NEURONS) and any(port.unit is None for port in ports):
+        if not isinstance(node, FIRING) and any(port.unit is None for port in ports):
             found.problems.append(f"{name} (a current reaches it: it takes spikes)")
         return Signal(unit=np.ones(shape[0]))
     given = ports[0]
+    if given.membrane:
+        return given
     size = int(np.prod(pair(node.kernel_size))) if isinstance(node, SUMMED) else 1
     mean = isinstance(node, nir.AvgPool2d)
     if given.unit is not None:  # a mean of spikes stays a sum; its divisor goes to the weights or the threshold behind

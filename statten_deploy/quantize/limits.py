@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statten_deploy.errors import UnsupportedError
-from statten_deploy.fixed_point.arithmetic import DECAY_BITS, STATE_BITS
+from statten_deploy.fixed_point.arithmetic import DECAY_BITS, STATE_BITS, STATE_MAX
 from statten_deploy.fixed_point.observe import observe
 from statten_deploy.fixed_point.ranges import CURRENT_LIMIT, integer_ranges
-from statten_deploy.ir.integer import IntArray
+from statten_deploy.ir.integer import IntArray, IntegerLI
 from statten_deploy.quantize.post_training import Quantizer
 from statten_deploy.quantize.rounding import Real
 
@@ -41,12 +41,21 @@ def prove_inputs(quantizer: Quantizer) -> nir.NIRGraph:
         graph = quantizer.build()
         bounds = _unshifted_bounds(graph)
         over = {n: _octaves(bound / INPUT_LIMIT) for n, bound in bounds.items() if bound.max() > INPUT_LIMIT}
+        for name in set(saturating(graph)) - over.keys():  # bits that integrators can spare
+            if quantizer.spares(name):
+                over[name] = np.ones(len(bounds[name]), dtype=np.int64)
         stuck = [name for name, octaves in over.items() if not quantizer.lower(name, octaves)]
         if stuck:
             raise UnsupportedError(f"no fixed-point form for: {'; '.join(stuck)} (its counts can exceed 24 bits)")
         if not over:
             quantizer.check_exponents()
             return graph
+
+
+def saturating(graph: nir.NIRGraph) -> list[str]:
+    """Integrators whose membranes are not proved to stay inside the state."""
+    results, _ = integer_ranges(graph)
+    return [n for n, node in graph.nodes.items() if isinstance(node, IntegerLI) and results[n].magnitude >= STATE_MAX]
 
 
 def _unshifted_bounds(graph: nir.NIRGraph) -> dict[str, IntArray]:
@@ -62,13 +71,17 @@ def calibrate_currents(quantizer: Quantizer, x: NDArray[Any]) -> nir.NIRGraph:
     while True:
         graph = prove_inputs(quantizer)
         unproved = [name for name, bound in current_bounds(graph).items() if bound.max() > CURRENT_LIMIT]
-        if not unproved:
+        full = saturating(graph)
+        if not unproved and not full:
             return graph
         seen = observe(graph, x).neurons
         over = {name: _octaves(MARGIN * seen[name].largest_current / CURRENT_LIMIT) for name in unproved}
+        for name in full:
+            octaves = _octaves(MARGIN * seen[name].largest_membrane / STATE_MAX)
+            over[name] = np.maximum(over.get(name, octaves), octaves)
         lowered = [name for name, octaves in over.items() if octaves.any() and quantizer.lower(name, octaves)]
         if not lowered:
-            graph.metadata["statten"]["calibrated"] = {n: int(seen[n].largest_current.max()) for n in unproved}
+            graph.metadata["statten"]["calibrated"] = {n: int(seen[n].largest_current.max()) for n in over}
             return graph
 
 

@@ -11,13 +11,19 @@ from statten_deploy.fixed_point.arithmetic import DECAY_BITS, NO_SYNAPTIC_MEMORY
 from statten_deploy.ir.shapes import Shape
 from statten_deploy.quantize.rounding import Real
 
-NEURONS = (nir.LIF, nir.CubaLIF, nir.IF)
+FIRING = (nir.LIF, nir.CubaLIF, nir.IF)
+INTEGRATORS = (nir.LI, nir.CubaLI, nir.I)
+"""Neurons that put out their membrane: readouts."""
+NEURONS = (*FIRING, *INTEGRATORS)
 """Neurons with a fixed-point form."""
 
 PARAMETERS = {
     nir.LIF: ("tau", "r", "v_threshold"),
     nir.CubaLIF: ("tau_syn", "tau_mem", "r", "w_in", "v_threshold"),
     nir.IF: ("r", "v_threshold"),
+    nir.LI: ("tau", "r"),
+    nir.CubaLI: ("tau_syn", "tau_mem", "r", "w_in"),
+    nir.I: ("r",),
 }
 """What must be positive and agree inside a channel."""
 
@@ -28,25 +34,31 @@ class NeuronForm:
 
     Its membrane V stands for the real ``v = gain V / (64 K)``, so it fires at ``threshold K / gain``: gain is ``c r``
     for LIF, ``c_mem r c_syn w_in`` for CubaLIF and ``dt r`` for IF, with c = dt / tau. `gain` and `threshold` (the
-    least real membrane that fires) per element of the leading axis.
+    least real membrane that fires; None for integrators) per element of the leading axis.
     """
 
     dv: int
     du: int
     gain: Real
-    threshold: Real
+    threshold: Real | None
 
     @property
     def unit(self) -> Real:
-        """The integer threshold per unit of K."""
+        """The integer threshold per unit of K, of neurons that fire."""
+        assert self.threshold is not None
         return self.threshold / self.gain
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it has a synaptic memory."""
+        return self.du != NO_SYNAPTIC_MEMORY
 
 
 def neuron_form(node: Any, shape: Shape, dt: float) -> NeuronForm:
     """The fixed-point form of a neuron that `neuron_problems` finds nothing wrong with."""
-    step, decays, cuba = np.float32(dt), 1 << DECAY_BITS, isinstance(node, nir.CubaLIF)
+    step, decays, cuba = np.float32(dt), 1 << DECAY_BITS, isinstance(node, nir.CubaLIF | nir.CubaLI)
     gain = _leading(node.r, shape)
-    if isinstance(node, nir.IF):
+    if isinstance(node, nir.IF | nir.I):
         gain, dv, du = gain * float(step), 0, NO_SYNAPTIC_MEMORY
     else:
         # divided in float32, as the simulator does
@@ -55,6 +67,8 @@ def neuron_form(node: Any, shape: Shape, dt: float) -> NeuronForm:
     if cuba:
         synapse = float(step / np.float32(_first(node.tau_syn)))
         gain, du = gain * synapse * _leading(node.w_in, shape), round(synapse * decays) - 1
+    if isinstance(node, INTEGRATORS):
+        return NeuronForm(dv, du, gain, None)
     # written thresholds are fired above, so the next float32 is the least membrane that fires
     written = _leading(np.asarray(node.v_threshold, dtype=np.float32), shape).astype(np.float32)
     return NeuronForm(dv, du, gain, np.nextafter(written, np.float32(np.inf)).astype(np.float64))

@@ -17,20 +17,29 @@ from statten_deploy.fixed_point.arithmetic import (
     BIAS_MANTISSA_BITS,
     CURRENT_SHIFT,
     DECAY_BITS,
-    NO_SYNAPTIC_MEMORY,
 )
 from statten_deploy.fixed_point.observe import InputActivity
-from statten_deploy.ir import TemporalMean, hints, infer_shapes, inline_subgraphs, topological_order
-from statten_deploy.ir.integer import IntArray, IntegerConv2d, IntegerLIF, IntegerLinear, IntegerSumPool2d, TemporalSum
+from statten_deploy.ir import TemporalMean, hints, infer_shapes, inline_subgraphs
+from statten_deploy.ir.graph import order_from
+from statten_deploy.ir.integer import (
+    IntArray,
+    IntegerConv2d,
+    IntegerLI,
+    IntegerLIF,
+    IntegerLinear,
+    IntegerSumPool2d,
+    TemporalSum,
+)
 from statten_deploy.ir.limits import MAX_BIAS, MAX_SHIFT
 from statten_deploy.ir.nodes import pair
 from statten_deploy.ir.shapes import explicit_padding
 from statten_deploy.ir.verify import time_step
 from statten_deploy.quantize.currents import WEIGHTED, Stream, mean_shift, streams, trace
 from statten_deploy.quantize.encoder import encode_input, encoding_problems
-from statten_deploy.quantize.neurons import NEURONS, neuron_form
+from statten_deploy.quantize.neurons import FIRING, INTEGRATORS, NEURONS, neuron_form
 from statten_deploy.quantize.options import QuantizeOptions
 from statten_deploy.quantize.rounding import (
+    Grid,
     Real,
     Rows,
     common_grid,
@@ -38,7 +47,7 @@ from statten_deploy.quantize.rounding import (
     shared_grid,
     to_integers,
 )
-from statten_deploy.quantize.scales import THRESHOLD_MAX, Plan
+from statten_deploy.quantize.scales import INTEGRATOR_OCTAVES, THRESHOLD_MAX, Plan
 from statten_deploy.quantize.support import current_problems, node_bias, node_problems, shift_problems
 
 COUNT_EXPONENT = 4
@@ -66,8 +75,9 @@ class Quantizer:
     ) -> None:
         self.graph = graph = inline_subgraphs(graph)
         self.options, self.activity = options, activity or {}
-        dt, self.shapes, self.order = time_step(graph), infer_shapes(graph), topological_order(graph)
+        dt, self.shapes = time_step(graph), infer_shapes(graph)
         _refuse(node_problems(graph, self.shapes, dt))
+        self.order = order_from(graph, {name for name, node in graph.nodes.items() if isinstance(node, FIRING)})
         self.encoding = encode_input(graph, self.shapes)
         _refuse(encoding_problems(graph, self.encoding))
         self.traced = trace(graph, self.order, self.shapes, self.encoding.units)
@@ -76,11 +86,14 @@ class Quantizer:
         _refuse([*self.traced.problems, *current_problems(graph, self.traced, self.forms)])
         if not options.shifts:
             _refuse(shift_problems(graph, self.traced, self.forms), " without exponents")
+        self.biased = self._biased()
         self.plans = [self._plan(stream) for stream in streams(self.traced, neurons)]
         self.plan_of = {name: plan for plan in self.plans for name in (*plan.stream.branches, *plan.stream.neurons)}
         counting = [name for name in neurons if name not in self.plan_of]
-        _refuse(problem for name in counting for problem in self._count_problems(name))
-        self.count_exponents = {name: self._count_exponent(name) for name in counting}
+        firing = [name for name in counting if isinstance(graph.nodes[name], FIRING)]
+        _refuse(problem for name in firing for problem in self._count_problems(name))
+        self.count_exponents = dict.fromkeys(counting, INTEGRATOR_OCTAVES if options.shifts else 0)
+        self.count_exponents |= {name: self._count_exponent(name) for name in firing}
         self.readouts: dict[str, tuple[Real, IntArray]] = {
             name: common_grid(self.rows(name), options.bits, options.granularity == "channel", options.shifts)
             for name in self.order
@@ -102,13 +115,27 @@ class Quantizer:
         counts = np.broadcast_to(_per_input(node, seen.square), weight.shape).reshape(size, -1)
         return Rows(weight.reshape(size, -1), counts + LEAST_IMPORTANCE * (counts.mean() or 1.0))
 
-    def _plan(self, stream: Stream) -> Plan:
+    def _biased(self) -> set[str]:
+        """Branches that keep their biases: a bias of the neurons would not go through their synaptic memory."""
+        arriving = (self.traced.arriving[name][0] for name, form in self.forms.items() if form.remembers)
+        return {branch for signal in arriving for branch in signal.branches}
+
+    def _grid(self, stream: Stream) -> Grid:
         rows = [self.rows(name) for name in stream.branches]
-        if self.options.granularity == "tensor":
-            rows = [branch.flat() for branch in rows]
-        grid = shared_grid(rows, self.options.bits, self.options.shifts)
+        bits, by_channel, shifts = self.options.bits, self.options.granularity == "channel", self.options.shifts
+        if any(isinstance(self.graph.nodes[name], INTEGRATORS) for name in stream.neurons):
+            # a readout: its numbers are compared with each other, so all have one scale
+            if len(rows) == 1:
+                scale, exponents = common_grid(rows[0], bits, by_channel, shifts)
+                return Grid(scale, [exponents])
+            by_channel = False
+        return shared_grid(rows if by_channel else [branch.flat() for branch in rows], bits, shifts)
+
+    def _plan(self, stream: Stream) -> Plan:
+        grid = self._grid(stream)
         factors = {name: self.traced.arriving[name][0].factor for name in stream.neurons}
-        units = {name: self.forms[name].unit * factor for name, factor in factors.items()}
+        firing = [name for name in stream.neurons if isinstance(self.graph.nodes[name], FIRING)]
+        units = {name: self.forms[name].unit * factors[name] for name in firing}
         excess: dict[str, Real] = {}
         if self.activity:  # octaves change no integer weights, so what they are too large by is known already
             for name, exponent in zip(stream.branches, grid.exponents, strict=True):
@@ -147,6 +174,11 @@ class Quantizer:
         before = self.count_exponents[name]
         self.count_exponents[name] = min(before, max(0, before - int(octaves.max())))
         return self.count_exponents[name] < before
+
+    def spares(self, name: str) -> bool:
+        """Whether the currents into an integrator have bits below the grid of the weights."""
+        plan = self.plan_of.get(name)
+        return self.count_exponents[name] > 0 if plan is None else bool(plan.octaves().min() > 0)
 
     # the graph of the choices
 
@@ -197,7 +229,7 @@ class Quantizer:
                     f"{name} (channel {channel} has weights of at most {largest:.3g}, which an exponent of "
                     f"±{MAX_SHIFT} cannot bring near {beside}: rescale them, or set what is negligible to 0)"
                 )
-            elif readout and np.any(np.abs(node_bias(node) * scale) > MAX_BIAS - 1):
+            elif (readout or name in self.biased) and np.any(np.abs(node_bias(node) * scale) > MAX_BIAS - 1):
                 yield f"{name} (its bias is beyond 2^23 steps of its weights: rescale them, or leave out the bias)"
 
     def scale_and_exponent(self, name: str) -> tuple[Real, IntArray]:
@@ -211,16 +243,13 @@ class Quantizer:
         """(the integer node, by how much its currents are too large on average, in real units)."""
         scale, exponent = self.scale_and_exponent(name)
         weight, excess = self._rounded(name, scale, exponent)
+        own = name in self.readouts or name in self.biased
+        bias = np.rint((node_bias(node) - excess) * scale * own).astype(np.int64)
         if isinstance(node, nir.Conv2d):
             padding = [before for before, _ in explicit_padding(node)]
-            shape, stride, dilation = node.weight.shape, pair(node.stride), pair(node.dilation)
-            return (
-                IntegerConv2d(
-                    weight.reshape(shape), exponent, scale, stride, pair(padding), dilation, int(node.groups)
-                ),
-                excess,
-            )
-        bias = np.rint((node_bias(node) - excess) * scale) if name in self.readouts else np.zeros(len(weight))
+            windows = pair(node.stride), pair(padding), pair(node.dilation)
+            weight = weight.reshape(node.weight.shape)
+            return IntegerConv2d(weight, exponent, scale, *windows, groups=int(node.groups), bias=bias), excess
         return IntegerLinear(weight, exponent, bias, scale), excess
 
     def _rounded(self, name: str, scale: Real, exponent: IntArray) -> tuple[IntArray, Real]:
@@ -234,32 +263,42 @@ class Quantizer:
         return weight, np.asarray(((weight / factor[:, None] - rows) * mean).sum(1))
 
     def bias(self, name: str, corrections: Mapping[str, Real] | None = None) -> Real:
-        """The constant current into a neuron layer, per element of its leading axis, less what branches overdo."""
+        """The constant current into a neuron layer, per element of its leading axis, less what branches overdo.
+
+        Branches that keep their own biases have no part in it.
+        """
         total, excess = np.zeros(self.shapes[name][0]), corrections or {}
         for branch, count in self.traced.arriving[name][0].branches.items():
+            if branch in self.biased:
+                continue
             bias = node_bias(self.graph.nodes[branch]) - excess.get(branch, 0.0)
             total = total + count * np.repeat(bias, len(total) // len(bias))
         return total
 
-    def _neuron(self, name: str, corrections: Mapping[str, Real]) -> IntegerLIF:
+    def _neuron(self, name: str, corrections: Mapping[str, Real]) -> IntegerLIF | IntegerLI:
         shape, form = self.shapes[name], self.forms[name]
         rank = (-1, *(1,) * (len(shape) - 1))
         mantissa = exponent = np.zeros(shape[0], dtype=np.int64)
         shift = 0
         plan = self.plan_of.get(name)
+        scale = np.ones(shape[0])
         if plan is None:
             shift = self.count_exponents[name]
-            limit = self._count_limit(name) * 2**shift
         else:
             scale = np.broadcast_to(plan.scale(), len(self.graph.nodes[plan.stream.branches[0]].weight))
             scale = np.repeat(scale, shape[0] // len(scale)) * self.traced.arriving[name][0].factor
-            limit = form.unit * scale
-            if form.du == NO_SYNAPTIC_MEMORY:
-                bias = self.bias(name, corrections) * scale * (1 << CURRENT_SHIFT)
-                mantissa, exponent = mantissa_and_exponent(bias, BIAS_MANTISSA_BITS, BIAS_EXPONENT_MAX)
+            bias = self.bias(name, corrections) * scale * (1 << CURRENT_SHIFT)
+            mantissa, exponent = mantissa_and_exponent(bias, BIAS_MANTISSA_BITS, BIAS_EXPONENT_MAX)
+        at = tuple(value.reshape(rank) for value in (mantissa, exponent))
+        if form.threshold is None:
+            unit = self.traced.arriving[name][0].unit
+            scale = scale if unit is None else 2.0**shift / unit
+            return IntegerLI(
+                form.dv, *at, (1 << CURRENT_SHIFT) * scale / form.gain, shape, input_exponent=shift, du=form.du
+            )
+        limit = form.unit * scale if plan else self._count_limit(name) * 2**shift
         # strictly above one less is "at least" for currents and membranes that are whole
         threshold = np.ceil(limit).astype(np.int64) - 1
-        at = (value.reshape(rank) for value in (mantissa, exponent))
         return IntegerLIF(threshold.reshape(rank), form.dv, *at, shape, input_exponent=shift, du=form.du)
 
     def _convert(self, name: str, node: Any, nodes: Mapping[str, nir.NIRNode]) -> nir.NIRNode:
@@ -269,7 +308,8 @@ class Quantizer:
             return IntegerSumPool2d(pair(node.kernel_size), pair(node.stride), exponent)
         if isinstance(node, TemporalMean):
             signal = self.traced.arriving[name][0]
-            unit = signal.unit[0] if signal.unit is not None else 1 / nodes[next(iter(signal.branches))].scale[0]
+            source = signal.membrane or next(iter(signal.branches), "")
+            unit = signal.unit[0] if signal.unit is not None else 1 / nodes[source].scale[0]
             return TemporalSum(unit / int(hints(self.graph)["time_steps"]))
         return node
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from statten_deploy.fixed_point.arithmetic import BIAS_EXPONENT_MAX, CURRENT_SHIFT, shift
 from statten_deploy.fixed_point.observe import NeuronActivity, observe
 from statten_deploy.fixed_point.ranges import CURRENT_LIMIT
-from statten_deploy.ir.graph import hints, topological_order
-from statten_deploy.ir.integer import IntegerConv2d, IntegerLIF, IntegerLinear
-from statten_deploy.quantize.limits import current_bounds, input_bounds
+from statten_deploy.ir.graph import hints, order_from
+from statten_deploy.ir.integer import INTEGER_NEURONS, IntegerConv2d, IntegerLI, IntegerLIF, IntegerLinear
+from statten_deploy.quantize.limits import current_bounds, input_bounds, saturating
 from statten_deploy.quantize.options import QuantizeOptions
 from statten_deploy.quantize.post_training import Quantizer
 from statten_deploy.quantize.rounding import Real, largest_integer
@@ -45,7 +45,8 @@ class NeuronReport:
     absolute a. `bound`: whether currents are proved to stay clear of the wrap at 2^17, were bounded on calibration
     data, or neither. The rest was seen on the samples: the largest absolute a, how many times the largest current fits
     (None: there was none), wraps, saturations, channels that never fired, spikes, and the share of spikes that differ
-    from the float network (None: not compared).
+    from the float network (None: not compared). Integrators (kinds LI and I) have threshold 0 and no spikes; their
+    `bias_error` is a part of the largest bias.
     """
 
     name: str
@@ -151,12 +152,14 @@ def quantisation_report(
     seen = observe(integer_graph, samples, spikes=float_spikes is not None)
     inputs, currents = input_bounds(integer_graph), current_bounds(integer_graph)
     weights, neurons = [], []
-    for name in topological_order(integer_graph):
+    full = saturating(integer_graph)
+    fires = {name for name, node in integer_graph.nodes.items() if isinstance(node, IntegerLIF)}
+    for name in order_from(integer_graph, fires):
         node = integer_graph.nodes[name]
         if isinstance(node, IntegerConv2d | IntegerLinear):
             weights.append(_weights(name, node, original))
-        if isinstance(node, IntegerLIF):
-            fits = currents[name].max(initial=0) <= CURRENT_LIMIT
+        if isinstance(node, INTEGER_NEURONS):
+            fits = currents[name].max(initial=0) <= CURRENT_LIMIT and name not in full
             bound: Bound = "proved" if fits else "calibrated" if name in told.get("calibrated", {}) else "unproved"
             drift = None
             if float_spikes is not None and name in float_spikes:
@@ -193,7 +196,7 @@ def _weights(name: str, node: IntegerConv2d | IntegerLinear, original: Quantizer
     )
 
 
-def _bias_error(name: str, node: IntegerLIF, graph: nir.NIRGraph, original: Quantizer) -> tuple[float, int]:
+def _bias_error(name: str, node: IntegerLIF | IntegerLI, graph: nir.NIRGraph, original: Quantizer) -> tuple[float, int]:
     """(largest error as a part of the threshold, channels that are clipped)."""
     signal = original.traced.arriving[name][0]
     written = shift(node.bias_mantissa, node.bias_exponent).reshape(-1) / (1 << CURRENT_SHIFT)
@@ -201,14 +204,15 @@ def _bias_error(name: str, node: IntegerLIF, graph: nir.NIRGraph, original: Quan
     if signal.branches:
         scale = graph.nodes[next(iter(signal.branches))].scale * signal.factor
         wanted = original.bias(name) * np.repeat(scale, len(written) // len(scale))
-    error = float((np.abs(written - wanted) / (node.threshold.reshape(-1) + 1)).max(initial=0.0))
+    whole = np.abs(wanted).max(initial=1.0) if isinstance(node, IntegerLI) else node.threshold.reshape(-1) + 1
+    error = float((np.abs(written - wanted) / whole).max(initial=0.0))
     step = 1 << BIAS_EXPONENT_MAX
     return error, int((np.abs(wanted) * (1 << CURRENT_SHIFT) > BIAS_MAX + step).sum())
 
 
 def _neurons(
     name: str,
-    node: IntegerLIF,
+    node: IntegerLIF | IntegerLI,
     seen: NeuronActivity,
     biases: tuple[float, int],
     input_bound: int,
@@ -216,11 +220,13 @@ def _neurons(
     drift: float | None,
 ) -> NeuronReport:
     largest = int(seen.largest_current.max(initial=0))
+    fires = isinstance(node, IntegerLIF)
+    thresholds = node.threshold if isinstance(node, IntegerLIF) else np.zeros(1, dtype=np.int64)
     return NeuronReport(
         name=name,
-        kind="LIF" if node.dv else "IF",
-        threshold_min=int(node.threshold.min()),
-        threshold_max=int(node.threshold.max()),
+        kind=("LIF" if node.dv else "IF") if fires else ("LI" if node.dv else "I"),
+        threshold_min=int(thresholds.min()),
+        threshold_max=int(thresholds.max()),
         bias_error=biases[0],
         clipped_biases=biases[1],
         input_bound=input_bound,
@@ -229,7 +235,7 @@ def _neurons(
         margin=CURRENT_LIMIT / largest if largest else None,
         wraps=seen.wraps,
         saturations=seen.saturations,
-        dead_channels=int((seen.spikes == 0).sum()),
+        dead_channels=int((seen.spikes == 0).sum()) if fires else 0,
         channels=len(seen.spikes),
         spikes=int(seen.spikes.sum()),
         spike_drift=drift,

@@ -15,6 +15,8 @@ THRESHOLD_TARGET = 1 << 10
 thresholds and more below 24 bits."""
 THRESHOLD_LEAST = 1 << 6
 """A bias that does not fit lowers thresholds so far; beyond, it is clipped."""
+INTEGRATOR_OCTAVES = 4
+"""Integrators have no threshold: currents get so many bits below the grid of the weights, for the halvings to come."""
 THRESHOLD_MAX = largest_integer(THRESHOLD_BITS)
 BIAS_MAX = largest_integer(BIAS_MANTISSA_BITS) << BIAS_EXPONENT_MAX
 """In membrane units."""
@@ -24,8 +26,8 @@ BIAS_MAX = largest_integer(BIAS_MANTISSA_BITS) << BIAS_EXPONENT_MAX
 class Plan:
     """The scale of a stream, per channel or (tensor granularity) one for all.
 
-    `units` and `biases` of the neurons that it reaches: integer threshold and bias current per unit of K, per element
-    of their leading axes. `lowered`: octaves given up for the range of currents.
+    `units` of the neurons that it reaches and that fire, `biases` of all neurons: integer threshold and bias current
+    per unit of K, per element of their leading axes. `lowered`: octaves given up for the range of currents.
     """
 
     stream: Stream
@@ -43,15 +45,20 @@ class Plan:
     def octaves(self) -> IntArray:
         """The power of two on top of the grid."""
         scale = self.grid.scale
-        highest = np.max([self.folded(unit) for unit in self.units.values()], axis=0) * scale
-        lowest = 1 / np.max([self.folded(1 / unit) for unit in self.units.values()], axis=0) * scale
-        wanted = np.zeros(len(scale))
+        wanted = least = np.zeros(len(scale))
         if self.shifts:
-            wanted = np.maximum(0, np.ceil(np.log2(THRESHOLD_TARGET / lowest)))
-            bias = np.max([self.folded(np.abs(bias)) for bias in self.biases.values()], axis=0) * scale
+            wanted = np.full(len(scale), float(INTEGRATOR_OCTAVES))
+            if self.units:
+                lowest = 1 / np.max([self.folded(1 / unit) for unit in self.units.values()], axis=0) * scale
+                wanted = np.maximum(0, np.ceil(np.log2(THRESHOLD_TARGET / lowest)))
+                least = np.ceil(np.log2(THRESHOLD_LEAST / lowest))
+            biases = [self.folded(np.abs(bias)) for bias in self.biases.values()]
+            bias = np.max([np.zeros(len(scale)), *biases], axis=0) * scale
             fitting = np.floor(np.log2(BIAS_MAX / np.maximum(bias * (1 << CURRENT_SHIFT), 1.0)))
-            wanted = np.minimum(wanted, np.maximum(fitting, np.ceil(np.log2(THRESHOLD_LEAST / lowest))))
-        wanted = np.minimum(wanted, np.floor(np.log2(THRESHOLD_MAX / highest)))
+            wanted = np.minimum(wanted, np.maximum(fitting, least))
+        if self.units:
+            highest = np.max([self.folded(unit) for unit in self.units.values()], axis=0) * scale
+            wanted = np.minimum(wanted, np.floor(np.log2(THRESHOLD_MAX / highest)))
         return np.asarray(wanted, dtype=np.int64) - self.lowered
 
     def scale(self) -> Real:

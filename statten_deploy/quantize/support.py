@@ -16,9 +16,10 @@ from statten_deploy.ir import (
     predecessors,
 )
 from statten_deploy.ir.nodes import pair
+from statten_deploy.ir.schedule import loops, windows_in_loops
 from statten_deploy.ir.shapes import Shape, explicit_padding
 from statten_deploy.quantize.currents import SUMMED, WEIGHTED, Trace
-from statten_deploy.quantize.neurons import NEURONS, PARAMETERS, NeuronForm, neuron_problems
+from statten_deploy.quantize.neurons import FIRING, NEURONS, PARAMETERS, NeuronForm, neuron_problems
 from statten_deploy.quantize.options import QuantizeOptions
 
 SUPPORTED: frozenset[type[nir.NIRNode]] = frozenset(
@@ -38,6 +39,13 @@ SUPPORTED: frozenset[type[nir.NIRNode]] = frozenset(
     }
 )
 """Float nodes with an integer form."""
+REMEDIES: dict[type[nir.NIRNode], str] = {
+    nir.Scale: "fold its factors into the weights next to it",
+    nir.Delay: "train without delays; --target onnx takes them",
+    nir.Threshold: "use IF neurons, or --target onnx",
+    nir.Conv1d: "write it as a Conv2d of height 1",
+}
+"""What to do about float nodes without an integer form."""
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -48,13 +56,19 @@ def node_problems(graph: nir.NIRGraph, shapes: Mapping[str, Shape], dt: float) -
         yield f"{', '.join(inputs)} (one input is supported)"
     for name, node in graph.nodes.items():
         if type(node) not in SUPPORTED:
-            yield f"{name} ({type(node).__name__})"
+            remedy = f": {REMEDIES[type(node)]}" if type(node) in REMEDIES else ""
+            yield f"{name} ({type(node).__name__}{remedy})"
             continue
         found = _values(node)
         if not found:
             shape = shapes[name]
             found = list(neuron_problems(node, shape, dt)) if isinstance(node, NEURONS) else _shape(node, shape)
         yield from (f"{name} ({what})" for what in found)
+    yield from windows_in_loops(graph)
+    fires = {name for name, node in graph.nodes.items() if isinstance(node, FIRING)}
+    quiet = [(source, target) for source, target in graph.edges if source not in fires]
+    for names in loops(nir.NIRGraph(graph.nodes, quiet, type_check=False)):
+        yield f"{', '.join(names)} (a loop without neurons that fire: put a LIF, IF or CubaLIF into it)"
 
 
 def _values(node: Any) -> list[str]:
@@ -84,14 +98,10 @@ def current_problems(graph: nir.NIRGraph, traced: Trace, forms: Mapping[str, Neu
     """Currents that no choice of scales can carry."""
     into = predecessors(graph)
     counted = {branch for name in forms for branch in traced.arriving[name][0].branches}
-    for name, form in forms.items():
+    for name in forms:
         branches = traced.arriving[name][0].branches
         if len({len(graph.nodes[branch].weight) for branch in branches}) > 1:
             yield f"{name} (currents of {' and '.join(branches)} add up there: their channels differ)"
-        if form.du < 4095:
-            biased = [branch for branch in branches if np.any(node_bias(graph.nodes[branch]))]
-            if biased:
-                yield f"{name} (it has a synaptic memory, so {' and '.join(biased)} in front must have no bias)"
     for name, node in graph.nodes.items():
         if not isinstance(node, nir.Output | TemporalMean):
             continue
@@ -101,11 +111,13 @@ def current_problems(graph: nir.NIRGraph, traced: Trace, forms: Mapping[str, Neu
                 yield f"{name} (give spikes, or a current behind a dense layer)"
             continue
         sources = into[name]["input"]
+        if signal.membrane and isinstance(node, TemporalMean) and np.ptp(forms[signal.membrane].gain) > 0:
+            yield f"{signal.membrane} (one r and w_in per layer in front of a mean over time)"
+        if signal.membrane and sources == [signal.membrane]:
+            continue
         behind = graph.nodes[sources[0]]
         if len(sources) > 1 or not isinstance(behind, (*WEIGHTED, TemporalMean)):
             yield f"{name} (one weighted node, without pools in between, can be the readout)"
-        elif isinstance(behind, nir.Conv2d) and np.any(node_bias(behind)):
-            yield f"{sources[0]} (a convolution that is the readout must have no bias)"
         if set(signal.branches) & counted:
             yield f"{name} (its current also reaches neurons: give them a readout of their own)"
 

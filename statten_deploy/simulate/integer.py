@@ -6,7 +6,7 @@ order of summation, on any device; proven ranges tell which type is enough. What
 or a shorter mantissa: `exact_floats` rules them out.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from math import prod
@@ -21,20 +21,21 @@ from torch import Tensor
 
 from statten_deploy.errors import InputError, UnsupportedError
 from statten_deploy.fixed_point.ranges import Interval, integer_ranges
-from statten_deploy.fixed_point.runner import IntegerResult
+from statten_deploy.fixed_point.runner import IntegerResult, refuse_windows_in_loops, sources
 from statten_deploy.ir import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TokenMaxPool, predecessors
-from statten_deploy.ir.graph import hints, topological_order
+from statten_deploy.ir.graph import hints
 from statten_deploy.ir.integer import (
+    INTEGER_NEURONS,
     InputEncoder,
     IntegerConv2d,
-    IntegerLIF,
     IntegerLinear,
     IntegerSumPool2d,
     TemporalSum,
 )
+from statten_deploy.ir.schedule import Loop, Run, Sum, make_schedule, makes
 from statten_deploy.ir.shapes import infer_shapes
 from statten_deploy.simulate.device import usable_device
-from statten_deploy.simulate.integer_neurons import IntegerNeurons
+from statten_deploy.simulate.integer_neurons import IntegerNeurons, State
 from statten_deploy.simulate.operators import OPERATORS, Context, Operator
 
 FLOAT32_EXACT, FLOAT64_EXACT = 1 << 24, 1 << 53
@@ -42,7 +43,7 @@ ACTIVATION_BUDGET = 64 * 2**20
 """Bytes of live signals that a micro-batch stays below (one sample at a time is the least)."""
 SHARED = (SpikeMaxPool2d, MaxPool2d, STAttenAttention, SpikeAnd, TokenMaxPool, nir.Flatten, nir.Output)
 """Nodes that act on whole numbers as they do on floats: the float simulator's operators run them."""
-OWN = (nir.Input, InputEncoder, IntegerConv2d, IntegerLinear, IntegerSumPool2d, IntegerLIF, TemporalSum)
+OWN = (nir.Input, InputEncoder, IntegerConv2d, IntegerLinear, IntegerSumPool2d, *INTEGER_NEURONS, TemporalSum)
 Observer = Callable[[str, IntegerNeurons, Tensor], None]
 
 
@@ -56,15 +57,20 @@ class IntegerNetwork:
 
     def __init__(self, graph: nir.NIRGraph, device: str | torch.device = "cpu") -> None:
         self.graph, self.device = graph, usable_device(device)
-        self.order, self.into = topological_order(graph), predecessors(graph)
-        kinds = {name: type(graph.nodes[name]) for name in self.order}
+        kinds = {name: type(node) for name, node in graph.nodes.items()}
         unknown = [f"{name} ({kind.__name__})" for name, kind in kinds.items() if kind not in (*SHARED, *OWN)]
         if unknown:
             raise UnsupportedError(f"not a quantised graph: no integer operation for {', '.join(unknown)}")
+        refuse_windows_in_loops(graph)
+        schedule = make_schedule(graph)
+        self.tasks: list[Run | Loop] = [task for task in schedule.tasks if not isinstance(task, Sum)]
+        self.timeless = schedule.timeless
+        self.order = [signal[0] for task in self.tasks for signal in makes(task)]
+        self.into = predecessors(graph)
         self.time_steps = int(hints(graph)["time_steps"])
         self.shapes = infer_shapes(graph)
         self.ranges, self.currents = integer_ranges(graph)
-        self.last_use = {source: name for name in self.order for ports in self.into[name].values() for source in ports}
+        self.last_use = {name: index for index, task in enumerate(self.tasks) for name in sources(task)}
         self.neurons: dict[str, IntegerNeurons] = {}
         self.weights: dict[str, tuple[Tensor, Tensor | None]] = {}
         self.constants: dict[str, tuple[Tensor, Tensor]] = {}
@@ -78,7 +84,7 @@ class IntegerNetwork:
     def _prepare(self, name: str, node: Any) -> None:
         if isinstance(node, IntegerConv2d | IntegerLinear):
             scaled = node.weight * 2.0 ** node.exponent.reshape(-1, *(1,) * (node.weight.ndim - 1))
-            bias = self._tensor(name, node.bias) if isinstance(node, IntegerLinear) else None
+            bias = self._tensor(name, node.bias) if isinstance(node, IntegerLinear) or node.bias.any() else None
             self.weights[name] = self._tensor(name, scaled), bias
         elif isinstance(node, InputEncoder):
             rank = (-1, *(1,) * (len(self.shapes[name]) - 1))
@@ -87,7 +93,7 @@ class IntegerNetwork:
                 for value in (node.scale, node.zero_point)
             )
             self.constants[name] = scale, zero
-        elif isinstance(node, IntegerLIF):
+        elif isinstance(node, INTEGER_NEURONS):
             inputs = _total([self.ranges[source] for source in self.into[name]["input"]])
             self.neurons[name] = IntegerNeurons(node, inputs, self.currents[name], self.time_steps, self.device)
         elif isinstance(node, SHARED):
@@ -126,19 +132,57 @@ class IntegerNetwork:
         kept: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         with exact_floats(self.device):
-            for name in self.order:
-                ports = self.into[name]
-                if isinstance(self.graph.nodes[name], nir.Input):
-                    values[name] = self._frames(name, x)
+            for index, task in enumerate(self.tasks):
+                if isinstance(task, Loop):
+                    values |= self._loop(task, values, observe)
+                elif isinstance(self.graph.nodes[task.name], nir.Input):
+                    values[task.name] = self._frames(task.name, x)
                 else:
-                    operands = [self._sum(name, [values[source] for source in sources]) for sources in ports.values()]
-                    values[name] = self.step(name, operands, observe)
-                if name in wanted:
-                    kept[name] = values[name]
-                for source in {source for sources in ports.values() for source in sources}:
-                    if self.last_use[source] == name:
+                    values[task.name] = self.step(task.name, self._operands(task.name, values), observe)
+                kept |= {name: values[name] for (name,) in makes(task) if name in wanted}
+                for source in sources(task):
+                    if self.last_use[source] == index:
                         del values[source]
         return kept
+
+    def _operands(self, name: str, values: Mapping[str, Tensor]) -> list[Tensor]:
+        return [self._sum(name, [values[source] for source in given]) for given in self.into[name].values()]
+
+    def _loop(self, loop: Loop, values: Mapping[str, Tensor], observe: Observer | None) -> dict[str, Tensor]:
+        """The nodes of a loop, step by step: as `statten_deploy.simulate.Simulator` does it."""
+        batch = next(iter(values.values())).shape[1]
+        latest = self._silence(loop, batch)
+        states: dict[str, State] = {}
+        history: dict[str, list[Tensor]] = {name: [] for name in loop.names}
+        membranes: dict[str, list[Tensor]] = {name: [] for name in loop.names if name in self.neurons}
+        outside = {source: values[source] for source in sources(loop)}
+        for t in range(self.time_steps):
+            now = {source: x[t : t + 1] if len(x) > 1 else x for source, x in outside.items()}
+            for name in loop.names:
+                operands = self._operands(name, {**now, **latest})
+                if name in self.neurons:
+                    before, states[name] = self.neurons[name].run(operands[0], 1, states.get(name))
+                    latest[name] = self.neurons[name].output(before, self.types[name])
+                    membranes[name].append(before)
+                else:
+                    latest[name] = self.step(name, operands, None)
+                history[name].append(latest[name])
+        if observe is not None:
+            for name, steps in membranes.items():
+                observe(name, self.neurons[name], torch.cat(steps))
+        return {name: torch.cat(steps) for name, steps in history.items()}
+
+    def _silence(self, loop: Loop, batch: int) -> dict[str, Tensor]:
+        """What the nodes of a loop give before the first step: nothing arrives, no neuron has fired."""
+        names = {*loop.names, *sources(loop)}
+        quiet = {
+            name: torch.zeros((1, batch, *self.shapes[name]), device=self.device, dtype=self.types[name])
+            for name in names
+        }
+        for name in loop.names:
+            if name not in self.neurons:
+                quiet[name] = self.step(name, self._operands(name, quiet), None)
+        return {name: quiet[name] for name in loop.names}
 
     def _frames(self, name: str, x: Tensor) -> Tensor:
         """[T or 1, B, ...]: a static image keeps one step until its first neuron."""
@@ -160,7 +204,7 @@ class IntegerNetwork:
     def step(self, name: str, operands: list[Tensor], observe: Observer | None) -> Tensor:
         """The result of one node."""
         node: Any = self.graph.nodes[name]
-        if isinstance(node, IntegerLIF):
+        if isinstance(node, INTEGER_NEURONS):
             return self.fire(name, operands[0], observe)
         if isinstance(node, IntegerConv2d):
             return self._convolve(node, operands[0], *self.weights[name])
@@ -182,18 +226,19 @@ class IntegerNetwork:
         return result
 
     def fire(self, name: str, x: Tensor, observe: Observer | None) -> Tensor:
-        """Spikes [T, B, ...] of a neuron layer."""
+        """Spikes [T, B, ...] of a neuron layer, or membranes of integrators."""
         layer = self.neurons[name]
         before = layer(x)
         if observe is not None:
             observe(name, layer, before)
-        return (before > layer.limit).to(torch.float32)
+        return layer.output(before, self.types[name])
 
     def _convolve(self, node: IntegerConv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         flat = x.flatten(0, 1)
         convolve = F.conv2d if self.device.type == "cpu" else conv2d_by_patches
-        result = convolve(flat, weight, bias, node.stride, node.padding, node.dilation, node.groups)
-        return _by_steps(_floored(result, node.exponent), x)
+        result = convolve(flat, weight, None, node.stride, node.padding, node.dilation, node.groups)
+        floored = _floored(result, node.exponent)
+        return _by_steps(floored if bias is None else floored + bias.reshape(-1, 1, 1), x)
 
 
 class TorchIntegerRunner:
@@ -232,44 +277,42 @@ class TorchIntegerRunner:
         result = IntegerResult({})
 
         def observe(name: str, layer: IntegerNeurons, before: Tensor) -> None:
-            fired = before > layer.limit
-            result.spike_counts[name] = fired.sum(dim=(0, *range(2, fired.ndim))).cpu().numpy()
-            if spikes:
-                result.spikes[name] = fired.cpu().numpy()
+            if layer.fires:
+                fired = before > layer.limit
+                result.spike_counts[name] = fired.sum(dim=(0, *range(2, fired.ndim))).cpu().numpy()
+                if spikes:
+                    result.spikes[name] = fired.cpu().numpy()
             if membranes:
                 result.membranes[name] = layer.reset(before).to(torch.int32).cpu().numpy()
 
         with torch.inference_mode():
             outputs = self.network.run(torch.from_numpy(np.array(x, order="C")), observe=observe)
         for name, value in outputs.items():
-            if not self._timeless(name):
+            if name not in self.network.timeless:
                 value = value.expand(self.network.time_steps, *value.shape[1:]).transpose(0, 1)
             result.outputs[name] = value.to(torch.int64).cpu().numpy()
         return result
-
-    def _timeless(self, name: str) -> bool:
-        """Whether a sum over time lies before the node."""
-        graph = self.network.graph
-        sources = [source for ports in self.network.into[name].values() for source in ports]
-        return any(isinstance(graph.nodes[source], TemporalSum) or self._timeless(source) for source in sources)
 
     def _micro_batch(self) -> int:
         """How many samples keep the live signals below the budget."""
         network = self.network
         size: dict[str, int] = {}
         live = peak = 0
-        for name in network.order:
-            node = network.graph.nodes[name]
-            sources = {source for ports in network.into[name].values() for source in ports}
-            work = 4 * network.time_steps * prod(network.shapes[name])
-            size[name] = work
-            live += work
-            if isinstance(node, IntegerLIF):
-                work *= 2  # currents and membranes as integers
-            elif isinstance(node, IntegerConv2d) and network.device.type != "cpu":
-                work *= 1 + prod(node.weight.shape[1:]) // node.weight.shape[0]  # patches
+        for index, task in enumerate(network.tasks):
+            work = 0
+            for (name,) in makes(task):
+                node = network.graph.nodes[name]
+                size[name] = 4 * network.time_steps * prod(network.shapes[name])
+                live += size[name]
+                if isinstance(node, INTEGER_NEURONS):
+                    work += 2 * size[name]  # currents and membranes as integers
+                elif isinstance(node, IntegerConv2d) and network.device.type != "cpu":
+                    patches = 1 + prod(node.weight.shape[1:]) // node.weight.shape[0]
+                    work += size[name] * patches
+                else:
+                    work += size[name]
             peak = max(peak, live + work)
-            live -= sum(size[source] for source in sources if network.last_use[source] == name)
+            live -= sum(size[source] for source in sources(task) if network.last_use[source] == index)
         return max(1, ACTIVATION_BUDGET // max(peak, 1))
 
 

@@ -8,11 +8,13 @@ from statten_deploy.ir.graph import predecessors, topological_order
 from statten_deploy.ir.integer import (
     InputEncoder,
     IntegerConv2d,
+    IntegerLI,
     IntegerLIF,
     IntegerLinear,
     IntegerSumPool2d,
     TemporalSum,
 )
+from statten_deploy.ir.shapes import infer_shapes
 
 
 def floor_shift(value, exponent):
@@ -59,7 +61,7 @@ def convolve(node, x):
         for i in range(0, padded.shape[1] - kh + 1, sh)
     ]
     sums = np.moveaxis(np.array(out, dtype=object), (0, 1), (-2, -1))
-    return floor_shift(sums, node.exponent.reshape(-1, 1, 1))
+    return floor_shift(sums, node.exponent.reshape(-1, 1, 1)) + node.bias.astype(object).reshape(-1, 1, 1)
 
 
 def attend(node, q, k, v, t):
@@ -93,11 +95,49 @@ def run_slowly(graph, x):
         ports = [[sum(values[s][t] for s in sources) for t in range(steps)] for sources in into[name].values()]
         operation = OPERATIONS[type(node)]
         values[name] = operation(node, *ports)
-        if isinstance(node, IntegerLIF):
+        if isinstance(node, IntegerLIF | IntegerLI):
             values[name], history = values[name]
-            spikes[name] = np.stack(values[name]).astype(bool)[:, None]
+            if isinstance(node, IntegerLIF):
+                spikes[name] = np.stack(values[name]).astype(bool)[:, None]
             membranes[name] = np.stack(history).astype(np.int32)[:, None]
     return spikes, membranes, np.asarray(values["logits"][0], dtype=np.int64)[None]
+
+
+def run_loops_slowly(graph, x, late):
+    """One sample x [1, T, ...] of a graph with loops: values of every node, {name: [T, ...]}, and membranes.
+
+    The edges in `late` are read one step later; before the first step neurons are silent and nothing comes in. Every
+    value is asked for where it is needed, so no order has to be found.
+    """
+    steps, into = int(hints(graph)["time_steps"]), predecessors(graph)
+    shapes = infer_shapes(graph)
+    known, states = {}, {}
+
+    def value(name, t):
+        if (name, t) not in known:
+            known[name, t] = compute(name, t)
+        return known[name, t]
+
+    def compute(name, t):
+        node = graph.nodes[name]
+        neurons = isinstance(node, IntegerLIF | IntegerLI)
+        if t < 0 and (neurons or isinstance(node, nir.Input)):
+            return np.zeros(shapes[name], dtype=np.int64).astype(object)
+        if isinstance(node, nir.Input):
+            return x[0][t]
+        ports = [
+            sum(value(source, t - 1 if (source, name) in late else t) for source in sources)
+            for sources in into[name].values()
+        ]
+        if not neurons:
+            return OPERATIONS[type(node)](node, *([port] for port in ports))[0]
+        for earlier in range(t):
+            value(name, earlier)
+        fire(node, [ports[0]], states.setdefault(name, ([0] * ports[0].size, [0] * ports[0].size, [])))
+        return states[name][2][-1][0]
+
+    values = {name: np.stack([value(name, t) for t in range(steps)]) for name in graph.nodes}
+    return values, {name: np.stack([membrane for _, membrane in state[2]]) for name, state in states.items()}
 
 
 def each(function):
@@ -105,28 +145,26 @@ def each(function):
 
 
 def encode(node, x):
-    zero = node.zero_point.reshape(-1, 1, 1)
-    stored = np.clip(np.rint(x.astype(np.float64) / node.scale.reshape(-1, 1, 1)), 0, 255) - zero
+    zero, scale = (value.reshape(-1, *(1,) * (x.ndim - 1)) for value in (node.zero_point, node.scale))
+    stored = np.clip(np.rint(x.astype(np.float64) / scale), 0, 255) - zero
     return stored.astype(np.int64).astype(object)
 
 
-def fire(node, x):
-    parameters = [
-        np.broadcast_to(value, node.shape).ravel()
-        for value in (node.threshold, floor_shift(node.bias_mantissa, node.bias_exponent))
-    ]
-    u = v = [0] * int(np.prod(node.shape))
-    out, history = [], []
+def fire(node, x, state=None):
+    """Outputs and membranes per step; `state` (u, v, what came out) is carried on from call to call."""
+    bias = floor_shift(node.bias_mantissa, node.bias_exponent)
+    limits = node.threshold if isinstance(node, IntegerLIF) else np.full(bias.shape, 1 << 40)
+    bias, limits = (np.broadcast_to(values, node.shape).ravel() for values in (bias, limits))
+    size = int(np.prod(node.shape))
+    u, v, told = state or ([0] * size, [0] * size, [])
     for current in x:
         a = floor_shift(np.broadcast_to(current, node.shape), node.input_exponent).ravel()
-        after = [
-            neuron(u[i], v[i], int(a[i]), node.du, node.dv, int(parameters[1][i]), int(parameters[0][i]))
-            for i in range(len(v))
-        ]
-        u, v = [current for _, current, _ in after], [membrane for _, _, membrane in after]
-        out.append(np.array([int(s) for s, _, _ in after], dtype=object).reshape(node.shape))
-        history.append(np.array(v, dtype=object).reshape(node.shape))
-    return out, history
+        after = [neuron(u[i], v[i], int(a[i]), node.du, node.dv, int(bias[i]), int(limits[i])) for i in range(size)]
+        u[:], v[:] = [current for _, current, _ in after], [membrane for _, _, membrane in after]
+        spikes = np.array([int(s) for s, _, _ in after], dtype=object).reshape(node.shape)
+        membranes = np.array(v, dtype=object).reshape(node.shape)
+        told.append((spikes if isinstance(node, IntegerLIF) else membranes, membranes))
+    return [out for out, _ in told], [membrane for _, membrane in told]
 
 
 def total(windows):
@@ -162,6 +200,7 @@ OPERATIONS = {
     IntegerConv2d: each(convolve),
     IntegerLinear: each(linear),
     IntegerLIF: fire,
+    IntegerLI: fire,
     IntegerSumPool2d: each(sum_pool),
     MaxPool2d: each(max_pool),
     SpikeMaxPool2d: each(max_pool),

@@ -25,6 +25,7 @@ from statten_deploy.ir.integer import (
     QUANTISED,
     InputEncoder,
     IntegerConv2d,
+    IntegerLI,
     IntegerLIF,
     IntegerLinear,
     IntegerSumPool2d,
@@ -73,6 +74,7 @@ CASES: list[tuple[nir.NIRNode, tuple[int, ...], tuple[int, ...]]] = [
     (IntegerLinear(np.ones((3, 4)), np.zeros(3), np.zeros(3), np.ones(3)), (4,), (3,)),
     (IntegerSumPool2d((2, 3), (2, 1), -2), (3, 6, 5), (3, 3, 3)),
     (IntegerLIF(np.ones((2, 1, 1)), 2048, np.zeros((2, 1, 1)), np.zeros((2, 1, 1)), (2, 3, 3)), (2, 3, 3), (2, 3, 3)),
+    (IntegerLI(2048, np.zeros(4), np.zeros(4), np.ones(4), (4,)), (4,), (4,)),
     (TemporalSum(0.5), (4,), (4,)),
 ]
 

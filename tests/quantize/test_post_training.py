@@ -87,7 +87,7 @@ def test_options_and_nodes_are_refused_by_name() -> None:
     with pytest.raises(InputError, match="--granularity layer: expected channel or tensor"):
         QuantizeOptions(8, "layer")
     graph = build_graph(lively_model(small_config("static")))
-    graph.nodes["head_lif"] = nir.LI(np.ones(32), np.ones(32), np.zeros(32))
+    graph.nodes["head_lif"] = nir.Delay(np.ones(32))
     graph.nodes["block.0.attn.q_lif"].v_leak += 1
-    with pytest.raises(UnsupportedError, match=r"q_lif \(v_leak and v_reset must be 0\); .*head_lif \(LI\)"):
+    with pytest.raises(UnsupportedError, match=r"q_lif \(v_leak and v_reset must be 0\); .*head_lif \(Delay: "):
         quantize(graph)

@@ -14,6 +14,7 @@ from statten_deploy.fixed_point.arithmetic import lif_step, synapse_step
 from statten_deploy.fixed_point.ranges import Interval
 from statten_deploy.fixed_point.runner import IntegerResult, IntegerRunner
 from statten_deploy.frontend import build_graph
+from statten_deploy.ir import STAttenAttention
 from statten_deploy.ir.integer import InputEncoder, IntegerConv2d, IntegerLIF, IntegerLinear
 from statten_deploy.models.checkpoint import load_model
 from statten_deploy.quantize import QuantizeOptions, quantize
@@ -22,6 +23,7 @@ from statten_deploy.simulate.integer import TorchIntegerRunner, conv2d_by_patche
 from statten_deploy.simulate.integer_neurons import IntegerNeurons
 from statten_deploy.train.data import load_arrays
 from tests.conftest import lively_input, lively_model, small_config
+from tests.quantize.recurrent_graphs import events, recurrent, rough
 from tests.simulate.builders import chain, inp, out
 
 ZOO = Path(__file__).resolve().parents[2] / "models/zoo"
@@ -233,3 +235,37 @@ def test_the_float_simulator_refuses_integers() -> None:
     graph = quantize(build_graph(lively_model(small_config("static", depth=1))))
     with pytest.raises(UnsupportedError, match="does not run quantised graphs"):
         Simulator(graph)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("neuron", ["lif", "if", "cuba"])
+def test_loops_and_integrators_equal_the_reference(neuron: str, bits: int, device: str) -> None:
+    for spatial in (False, True):
+        rng = np.random.default_rng(bits)
+        subject = rough(rng, recurrent(rng, neuron, spatial=spatial))
+        both(quantize(subject, QuantizeOptions(bits)), events(rng, subject), device)
+
+
+def test_loops_fed_by_a_held_image() -> None:
+    rng = np.random.default_rng(4)
+    subject = recurrent(rng, "lif", spatial=True)
+    subject.metadata["statten"]["input"] = "image"
+    both(quantize(subject), rng.random((3, 2, 3, 3)).astype(np.float32))
+
+
+def test_attention_over_steps_in_a_loop_is_refused() -> None:
+    nodes = {
+        "x": inp(4, 2, 2),
+        "encoder": encoder(),
+        "l": IntegerLIF(*(np.ones((4, 1, 1), int), 2048), *(np.zeros((4, 1, 1), int),) * 2, (4, 2, 2)),
+        "a": STAttenAttention(2, 3, "sliding"),
+        "y": out(4, 2, 2),
+    }
+    edges = [("x", "encoder"), ("encoder", "l"), *(("l", f"a.{port}") for port in "qkv"), ("a", "l"), ("l", "y")]
+    network = nir.NIRGraph(nodes, edges, metadata={"statten": {"time_steps": 4}}, type_check=False)
+    for runner in (IntegerRunner, TorchIntegerRunner):
+        with pytest.raises(
+            UnsupportedError, match=r"a \(STAttenAttention: a window of 3 steps in a loop; use one of 1"
+        ):
+            runner(network)

@@ -180,5 +180,5 @@ def test_what_a_loop_cannot_hold_is_named_at_once() -> None:
     edges += [("m", "c"), ("c", "d"), ("d", "c"), ("d", "y")]
     with pytest.raises(UnsupportedError) as caught:
         build_onnx(graph(nodes, edges), time_steps=4)
-    assert "'c', 'd': a loop without neurons; put neurons into it" in str(caught.value)
-    assert "'a' (STAttenAttention): a window of 3 steps in a loop; use one of 1" in str(caught.value)
+    assert "c, d (a loop without neurons: put neurons into it)" in str(caught.value)
+    assert "a (STAttenAttention: a window of 3 steps in a loop; use one of 1)" in str(caught.value)
