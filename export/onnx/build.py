@@ -13,7 +13,7 @@ from statten_deploy.export.onnx.attention import emit_attention
 from statten_deploy.export.onnx.builder import Builder, Signal
 from statten_deploy.export.onnx.checks import refuse_loops, refuse_options, refuse_unknown
 from statten_deploy.export.onnx.files import write_metadata
-from statten_deploy.export.onnx.loops import emit_loop
+from statten_deploy.export.onnx.loops import FloatLoop
 from statten_deploy.export.onnx.neurons import emit_neuron, emit_spike_count, emit_threshold, terms_in_use
 from statten_deploy.ir.graph import (
     Predecessors,
@@ -141,7 +141,7 @@ def _emit(
     siblings = conv_siblings(graph, into, {task.name for task in tasks if isinstance(task, Run)})
     for task in tasks:
         if isinstance(task, Loop):
-            signals.update(emit_loop(b, task, graph, signals, EMITTERS))
+            signals.update(FloatLoop(b, task, graph, signals, EMITTERS).emit())
             continue
         name = task.name
         node = graph.nodes[name]

@@ -5,151 +5,168 @@ kept where memory is, at the outputs of neurons; operations without memory on th
 at the first step they give what they give in silence (`statten_deploy.ir.schedule.Loop`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import nir
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto, ValueInfoProto, helper
 
 from statten_deploy.export.onnx import ops
-from statten_deploy.export.onnx.builder import BATCH, Builder, Shape, Signal, float_value
+from statten_deploy.export.onnx.builder import BATCH, Builder, ModelWriter, Shape, Signal, float_value
 from statten_deploy.export.onnx.neurons import NEURONS, emit_neuron_step, has_memory, starting_states
 from statten_deploy.ir.graph import successors
 from statten_deploy.ir.schedule import Loop
 from statten_deploy.ir.verify import SPIKING
 
-Emitter = Callable[..., Signal]
+AnyBuilder = TypeVar("AnyBuilder", bound=ModelWriter)
+AnySignal = TypeVar("AnySignal", bound=Any)
+Emitter = Callable[..., Any]
 
 
-def emit_loop(
-    b: Builder, loop: Loop, graph: nir.NIRGraph, signals: Mapping[str, Signal], emitters: Mapping[type, Emitter]
-) -> dict[str, Signal]:
-    """Write a loop; the results of its nodes that somebody outside reads, and of its spiking layers, over all steps.
+class LoopWriter(ABC, Generic[AnyBuilder, AnySignal]):
+    """Writes a loop; float and integer models differ in what a signal is and in their neurons.
 
-    `signals` are the results of everything before; `emitters` write the nodes without memory.
+    `signals` are the results of everything before the loop; `emitters` write the nodes without memory.
     """
-    return _Loop(b, loop, graph, signals, emitters).emit()
 
-
-class _Loop:
     def __init__(
         self,
-        b: Builder,
+        b: AnyBuilder,
         loop: Loop,
         graph: nir.NIRGraph,
-        signals: Mapping[str, Signal],
+        signals: Mapping[str, AnySignal],
         emitters: Mapping[type, Emitter],
     ) -> None:
         self.b, self.loop, self.graph, self.signals, self.emitters = b, loop, graph, signals, emitters
         self.after, self.recurrent = successors(graph), loop.recurrent
         self.needed = self._needed()
         self.body = b.step(loop.names)
-        self.carried: list[tuple[str, Shape, str, str]] = []
-        """(value in the body, its shape, what it is before the first step and after a step)."""
-        self.scanned: dict[str, str] = {}
-        """Sources outside that change over time -> the input of the body."""
-        self.now: dict[str, Signal] = {}
-        self.before: dict[str, Signal] = {}
+        self.carried: list[tuple[ValueInfoProto, str, str]] = []
+        """(value in the body, what it is before the first step, what it is after a step)."""
+        self.scanned: dict[str, AnySignal] = {}
+        """Sources outside that change over time, as the body sees them."""
+        self.now: dict[str, AnySignal] = {}
+        self.before: dict[str, AnySignal] = {}
 
-    def emit(self) -> dict[str, Signal]:
+    # what differs
+
+    @abstractmethod
+    def remember(self, name: str, written: str, x: AnySignal) -> AnySignal:
+        """One step of a node with memory, called `written`, whose states it carries."""
+
+    @abstractmethod
+    def kept(self, source: str, value: str) -> AnySignal:
+        """What a source with memory gave at the step before, as the signal `value`."""
+
+    @abstractmethod
+    def rest(self, source: str) -> str:
+        """What a source with memory gives before the first step."""
+
+    @abstractmethod
+    def declared(self, value: str, like: AnySignal) -> ValueInfoProto:
+        """`value` as an input or output of the body."""
+
+    @abstractmethod
+    def sizes(self, signal: AnySignal) -> Shape:
+        """The axes of one step of one sample as they are stored."""
+
+    @abstractmethod
+    def all_steps(self, name: str, value: str, signal: AnySignal) -> AnySignal:
+        """The result of a node from its steps [T, batch, ...], under its own name."""
+
+    def rename(self, source: str, written: str) -> None:
+        """Make what the builder knows of a node hold for its second copy."""
+        self.body.shapes = {**self.body.shapes, written: self.b.shapes[source]}
+
+    # the loop
+
+    def emit(self) -> dict[str, AnySignal]:
+        """Write it; the results that somebody outside reads, and those of its spiking layers."""
         for name in self.loop.names:
             if name in self.needed:
                 self.now[name] = self._node(name, name, partial(self._arriving, name))
         for source, signal in list(self.before.items()):  # what the next step will read as the step before
             if self._remembers(source):
-                self._carry(signal.value, signal.shape, self._rest(source), self._value(source).value)
+                self.carry(self.declared(signal.value, signal), self.rest(source), self._value(source).value)
         results = [n for n in self.now if self._is_read_outside(n) or isinstance(self.graph.nodes[n], SPIKING)]
         return self._scan(f"{self.loop.names[0]}/loop", results)
 
-    def _scan(self, name: str, results: list[str]) -> dict[str, Signal]:
+    def carry(self, value: ValueInfoProto, start: str, end: str) -> None:
+        """A value that goes from step to step."""
+        self.carried.append((value, start, end))
+
+    def _scan(self, name: str, results: list[str]) -> dict[str, AnySignal]:
         """The Scan around the body that is complete now."""
         b, graph = self.b, self.body.graph
         inputs, outputs = [], []
-
-        def declare(values: Any, value: str, shape: Shape) -> None:
-            values.append(float_value(value, [BATCH, *shape]))
-
-        for value, shape, start, end in self.carried:
+        for value, start, end in self.carried:
             inputs.append(start)
-            declare(graph.input, value, shape)
-            declare(graph.output, self.body.aux("Identity", [end], value, "next"), shape)
-            outputs.append(b.unique(f"{value}/last"))
-        for source, value in self.scanned.items():
-            shape = b.shapes[source]
-            inputs.append(b.reshape(self.signals[source].value, (b.time_steps, -1, *shape), name, source))
-            declare(graph.input, value, shape)
+            graph.input.append(value)
+            graph.output.append(value)
+            graph.output[-1].name = self.body.aux("Identity", [end], value.name, "next")
+            outputs.append(b.unique(f"{value.name}/last"))
+        for source, signal in self.scanned.items():
+            steps = (b.time_steps, -1, *self.sizes(signal))
+            inputs.append(b.reshape(self.signals[source].value, steps, name, source))
+            graph.input.append(self.declared(signal.value, signal))
         if not self.scanned:  # a Scan takes the number of steps from what it scans
             inputs.append(b.ints(*range(b.time_steps)))
             graph.input.append(helper.make_tensor_value_info(b.unique(f"{name}/clock"), TensorProto.INT64, []))
         for result in results:
-            declare(graph.output, self.body.aux("Identity", [self.now[result].value], result, "kept"), b.shapes[result])
+            kept = self.body.aux("Identity", [self.now[result].value], result, "kept")
+            graph.output.append(self.declared(kept, self.now[result]))
             outputs.append(b.unique(f"{result}/steps"))
         b.append("Scan", inputs, outputs, name, body=graph, num_scan_inputs=max(1, len(self.scanned)))
-        return {
-            result: b.main("Reshape", [value, b.ints(-1, *b.shapes[result])], result, b.shapes[result], "steps")
-            for result, value in zip(results, outputs[len(self.carried) :], strict=True)
-        }
+        values = zip(results, outputs[len(self.carried) :], strict=True)
+        return {result: self.all_steps(result, value, self.now[result]) for result, value in values}
 
     # one step
 
-    def _arriving(self, reader: str, source: str) -> tuple[str, Signal]:
+    def _arriving(self, reader: str, source: str) -> tuple[str, AnySignal]:
         """What an edge carries, with a name of its own for the sum."""
         if (source, reader) in self.recurrent:
             return f"{source}/before", self._previous(source)
         return source, self._value(source)
 
-    def _value(self, source: str) -> Signal:
+    def _value(self, source: str) -> AnySignal:
         """A source at the present step."""
         if source in self.now:
             return self.now[source]
         signal = self.signals[source]
         if signal.time != "steps":
-            return Signal(signal.value, signal.shape, "steps")
+            return replace(signal, time="steps")
         if source not in self.scanned:
-            self.scanned[source] = self.b.unique(f"{source}/now")
-        return Signal(self.scanned[source], signal.shape, "steps")
+            self.scanned[source] = replace(signal, value=self.b.unique(f"{source}/now"))
+        return self.scanned[source]
 
-    def _previous(self, source: str) -> Signal:
+    def _previous(self, source: str) -> AnySignal:
         """A source at the step before."""
         if source not in self.before:
             if self._remembers(source):
-                self.before[source] = Signal(self.b.unique(f"{source}/before"), self.b.shapes[source], "steps")
+                self.before[source] = self.kept(source, self.b.unique(f"{source}/before"))
             else:
                 written = self.b.unique(f"{source}/again") if source in self.needed else source
-                self.body.shapes = {**self.body.shapes, written: self.b.shapes[source]}
+                self.rename(source, written)
                 self.before[source] = self._node(source, written, lambda s: (f"{s}/before", self._previous(s)))
         return self.before[source]
 
-    def _node(self, name: str, written: str, arriving: Callable[[str], tuple[str, Signal]]) -> Signal:
+    def _node(self, name: str, written: str, arriving: Callable[[str], tuple[str, AnySignal]]) -> AnySignal:
+        inputs = [self._total([arriving(source) for source in sources]) for sources in self.loop.inputs[name]]
+        if self._remembers(name):
+            return self.remember(name, written, inputs[0])
         node = self.graph.nodes[name]
-        inputs = [self.body.total([arriving(source) for source in sources]) for sources in self.loop.inputs[name]]
-        if type(node) in NEURONS:
-            states = tuple(self.b.unique(f"{name}/{state}/before") for state in NEURONS[type(node)].states)
-            result, ends = emit_neuron_step(self.body, written, node, inputs[0], states)
-            starts = starting_states(self.b, name, node, inputs[0].shape)
-            for state, start, end in zip(states, starts, ends, strict=True):
-                self._carry(state, inputs[0].shape, start, end)
-            return result
-        if isinstance(node, nir.Delay):
-            return self._delay(written, node, inputs[0])
-        return self.emitters[type(node)](self.body, written, node, *inputs)
+        result: AnySignal = self.emitters[type(node)](self.body, written, node, *inputs)
+        return result
 
-    def _delay(self, name: str, node: Any, x: Signal) -> Signal:
-        """``y[t] = x[t - d]`` as a row of memories."""
-        steps = ops.delay_steps(node.delay, self.b.dt)
-        row = [x.value, *(self.b.unique(f"{name}/past_{d}") for d in range(1, int(steps.max(initial=0)) + 1))]
-        for newer, older in pairwise(row):
-            self._carry(older, x.shape, self.b.zeros(x.shape, TensorProto.FLOAT, name), newer)
-        total = ""
-        for d in np.unique(steps).tolist():
-            part = row[d]
-            if steps.size > 1 and np.any(steps != steps.flat[0]):
-                part = self.body.aux("Mul", [part, self.b.floats(f"{name}.where_{d}", steps == d)], name, f"part_{d}")
-            total = self.body.aux("Add", [total, part], name, "sum") if total else part
-        return self.body.main("Identity", [total], name, x.shape, "steps")
+    def _total(self, sources: list[tuple[str, AnySignal]]) -> AnySignal:
+        body: Any = self.body
+        result: AnySignal = body.total(sources)
+        return result
 
     # what is known of a node
 
@@ -158,7 +175,7 @@ class _Loop:
         needed: set[str] = set()
         for name in reversed(self.loop.names):
             now = [reader for reader in self.after[name] if (name, reader) not in self.recurrent]
-            if has_memory(self.graph.nodes[name]) or any(r in needed or r not in self.loop.names for r in now):
+            if self._remembers(name) or any(r in needed or r not in self.loop.names for r in now):
                 needed.add(name)
         return needed
 
@@ -169,12 +186,49 @@ class _Loop:
     def _is_read_outside(self, name: str) -> bool:
         return any(reader not in self.loop.names for reader in self.after[name])
 
-    def _carry(self, value: str, shape: Shape, start: str, end: str) -> None:
-        self.carried.append((value, shape, start, end))
 
-    def _rest(self, source: str) -> str:
-        """What a source gives before the first step."""
+class FloatLoop(LoopWriter[Builder, Signal]):
+    """A loop of a float model."""
+
+    def remember(self, name: str, written: str, x: Signal) -> Signal:
+        node = self.graph.nodes[name]
+        if isinstance(node, nir.Delay):
+            return self._delay(written, node, x)
+        states = tuple(self.b.unique(f"{name}/{state}/before") for state in NEURONS[type(node)].states)
+        result, ends = emit_neuron_step(self.body, written, node, x, states)
+        starts = starting_states(self.b, name, node, x.shape)
+        for state, start, end in zip(states, starts, ends, strict=True):
+            self.carry(self.declared(state, x), start, end)
+        return result
+
+    def _delay(self, name: str, node: Any, x: Signal) -> Signal:
+        """``y[t] = x[t - d]`` as a row of memories."""
+        steps = ops.delay_steps(node.delay, self.b.dt)
+        row = [x.value, *(self.b.unique(f"{name}/past_{d}") for d in range(1, int(steps.max(initial=0)) + 1))]
+        for newer, older in pairwise(row):
+            self.carry(self.declared(older, x), self.b.zeros(x.shape, TensorProto.FLOAT, name), newer)
+        total = ""
+        for d in np.unique(steps).tolist():
+            part = row[d]
+            if steps.size > 1 and np.any(steps != steps.flat[0]):
+                part = self.body.aux("Mul", [part, self.b.floats(f"{name}.where_{d}", steps == d)], name, f"part_{d}")
+            total = self.body.aux("Add", [total, part], name, "sum") if total else part
+        return self.body.main("Identity", [total], name, x.shape, "steps")
+
+    def kept(self, source: str, value: str) -> Signal:
+        return Signal(value, self.b.shapes[source], "steps")
+
+    def rest(self, source: str) -> str:
         node, shape = self.graph.nodes[source], self.b.shapes[source]
         if source in self.loop.names and type(node) in NEURONS and not isinstance(node, SPIKING):
             return starting_states(self.b, source, node, shape)[-1]
         return self.b.zeros(shape, TensorProto.FLOAT, source)
+
+    def declared(self, value: str, like: Signal) -> ValueInfoProto:
+        return float_value(value, [BATCH, *like.shape])
+
+    def sizes(self, signal: Signal) -> Shape:
+        return signal.shape
+
+    def all_steps(self, name: str, value: str, signal: Signal) -> Signal:
+        return self.b.main("Reshape", [value, self.b.ints(-1, *signal.shape)], name, signal.shape, "steps")

@@ -27,6 +27,7 @@ from statten_deploy.export.onnx.builder import (
     Signal,
     compact,
 )
+from statten_deploy.ir.integer import INTEGER_NEURONS
 
 State = tuple[str, ...]
 Step = Callable[["Body", str, State, int], tuple[str, State]]
@@ -182,7 +183,7 @@ NEURONS: dict[type[nir.NIRNode], Neuron] = {
 
 def has_memory(node: nir.NIRNode) -> bool:
     """Whether a node of a loop has a state from step to step."""
-    return type(node) in NEURONS or isinstance(node, nir.Delay)
+    return type(node) in NEURONS or isinstance(node, (nir.Delay, *INTEGER_NEURONS))
 
 
 def terms_in_use(nodes: Iterable[nir.NIRNode], dt: float) -> dict[str, frozenset[str]]:

@@ -16,7 +16,7 @@ from statten_deploy.fixed_point.arithmetic import (
     truncate,
 )
 from statten_deploy.fixed_point.ranges import Interval
-from statten_deploy.ir.integer import IntegerLIF
+from statten_deploy.ir.integer import IntegerLI, IntegerLIF
 
 FloatType = type[np.float32] | type[np.float64]
 ONE = 1 << DECAY_BITS
@@ -53,10 +53,13 @@ class NeuronPlan:
     exact: bool
 
 
-def plan_neuron(name: str, node: IntegerLIF, a: Interval, steps: int) -> NeuronPlan:
+def plan_neuron(name: str, node: IntegerLIF | IntegerLI, a: Interval, steps: int) -> NeuronPlan:
     """Interval arithmetic over all steps for input sums `a` (after `input_exponent`), per channel."""
     kept, recalled = ONE - node.dv, NO_SYNAPTIC_MEMORY - node.du
-    bias, threshold = neuron_bias(node).reshape(-1), shift(node.threshold, CURRENT_SHIFT).reshape(-1)
+    bias = neuron_bias(node).reshape(-1)
+    threshold = np.full_like(bias, STATE_MAX)
+    if isinstance(node, IntegerLIF):
+        threshold = shift(node.threshold, CURRENT_SHIFT).reshape(-1)
     current = a.shifted(CURRENT_SHIFT)
     u = v = Interval(np.zeros_like(a.low), np.zeros_like(a.low))
     largest = a.magnitude  # a << 6 has no more significant bits than a
@@ -81,7 +84,7 @@ def plan_neuron(name: str, node: IntegerLIF, a: Interval, steps: int) -> NeuronP
     return NeuronPlan(exact_float(largest, name), node.dv, node.du, wraps, saturates, exact)
 
 
-def neuron_bias(node: IntegerLIF) -> Int:
+def neuron_bias(node: IntegerLIF | IntegerLI) -> Int:
     """Bias in membrane units, shaped as in the node."""
     return shift(node.bias_mantissa, node.bias_exponent)
 
@@ -102,7 +105,7 @@ def _decayed(x: Interval, factor: int) -> Interval:
     return Interval(truncate(x.low * factor), truncate(x.high * factor))
 
 
-def _divides(node: IntegerLIF, bias: Int, decays: int) -> bool:
+def _divides(node: IntegerLIF | IntegerLI, bias: Int, decays: int) -> bool:
     """Whether so many decays by (4096 - dv) / 4096 stay whole numbers.
 
     Drives are multiples of 2^k, as ``a << 6`` and the biases are; each decay uses up some of the k.

@@ -1,6 +1,6 @@
 """A quantised graph as one ONNX model in integers that takes the whole sequence (`sequence` layout)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import nir
 import numpy as np
@@ -13,7 +13,8 @@ from statten_deploy.export.onnx.files import write_metadata
 from statten_deploy.export.onnx.integer import ops
 from statten_deploy.export.onnx.integer.attention import emit_attention
 from statten_deploy.export.onnx.integer.bounds import neuron_bias, plan_neuron
-from statten_deploy.export.onnx.integer.neurons import emit_lif, emit_spike_count
+from statten_deploy.export.onnx.integer.loops import IntegerLoop
+from statten_deploy.export.onnx.integer.neurons import emit_li, emit_lif, emit_spike_count
 from statten_deploy.export.onnx.integer.products import GAIN, emit_conv, emit_linear, powers_of_two
 from statten_deploy.export.onnx.integer.signals import IntegerBuilder, IntegerSignal
 from statten_deploy.fixed_point.arithmetic import NO_SYNAPTIC_MEMORY
@@ -25,17 +26,18 @@ from statten_deploy.ir.graph import (
     input_names,
     predecessors,
     successors,
-    topological_order,
 )
 from statten_deploy.ir.integer import (
     InputEncoder,
     IntegerConv2d,
+    IntegerLI,
     IntegerLIF,
     IntegerLinear,
     IntegerSumPool2d,
     TemporalSum,
 )
 from statten_deploy.ir.nodes import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TokenMaxPool
+from statten_deploy.ir.schedule import Loop, Run, Sum, make_schedule
 from statten_deploy.ir.shapes import infer_shapes
 from statten_deploy.ir.verify import time_step, verify
 
@@ -47,6 +49,7 @@ EMITTERS: dict[type[nir.NIRNode], Emitter] = {
     IntegerConv2d: emit_conv,
     IntegerLinear: emit_linear,
     IntegerLIF: emit_lif,
+    IntegerLI: emit_li,
     IntegerSumPool2d: ops.emit_sum_pool,
     MaxPool2d: ops.emit_max_pool,
     SpikeMaxPool2d: ops.emit_max_pool,
@@ -78,8 +81,8 @@ def build_integer_onnx(
     Raises:
         ConfigError: `metadata` contradicts the model.
         GraphError: the graph is malformed.
-        UnsupportedError: the graph is recurrent, has nodes that are not integer (all are named), or its numbers can
-            get too large for 53 bits.
+        UnsupportedError: nodes that are not integer or loops that cannot be written (all are named), or numbers that
+            can get too large for 53 bits.
     """
     graph = inline_subgraphs(graph)
     refuse_unknown(graph, {nir.Input, nir.Output, *EMITTERS})
@@ -89,7 +92,8 @@ def build_integer_onnx(
     shapes, dt, time_steps = infer_shapes(graph), time_step(graph), int(hints(graph)["time_steps"])
     refuse_options(graph, shapes, time_steps, dt)
 
-    order, into = topological_order(graph), predecessors(graph)
+    into = predecessors(graph)
+    tasks = [task for task in make_schedule(graph).tasks if not isinstance(task, Sum)]
     ranges, currents = integer_ranges(graph)
     b = IntegerBuilder(shapes, time_steps, ranges)
     b.plans = {name: plan_neuron(name, graph.nodes[name], a, time_steps) for name, a in currents.items()}
@@ -97,9 +101,9 @@ def build_integer_onnx(
     b.currents_of_neurons = _currents_of_neurons(graph)
     b.neuron_biases, b.biased_before = _biases_in_products(b, graph, into)
     b.model.graph.name = str(hints(graph).get("name") or "graph")
-    signals = _emit(b, graph, order, into)
+    signals = _emit(b, graph, tasks, into)
     if spike_counts:
-        for name in currents:
+        for name in (name for name in currents if isinstance(graph.nodes[name], IntegerLIF)):
             emit_spike_count(b, b.unique(f"spike_counts/{name}"), signals[name])
     write_metadata(b.model, graph, time_steps, dt, metadata or {}, flavour=FLAVOUR)
     return b.model
@@ -173,11 +177,17 @@ def _only_source(graph: nir.NIRGraph, name: str, into: Predecessors, after: Mapp
             return None
 
 
-def _emit(b: IntegerBuilder, graph: nir.NIRGraph, order: list[str], into: Predecessors) -> dict[str, IntegerSignal]:
+def _emit(
+    b: IntegerBuilder, graph: nir.NIRGraph, tasks: Sequence[Run | Loop], into: Predecessors
+) -> dict[str, IntegerSignal]:
     """Write every node; returns the results."""
     signals: dict[str, IntegerSignal] = {}
     image = hints(graph).get("input") == "image"
-    for name in order:
+    for task in tasks:
+        if isinstance(task, Loop):
+            signals.update(IntegerLoop(b, task, graph, signals, EMITTERS).emit())
+            continue
+        name = task.name
         node = graph.nodes[name]
         if isinstance(node, nir.Input):
             signals[name] = ops.emit_input(b, name, b.shapes[name], image=image)

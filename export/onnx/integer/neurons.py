@@ -9,11 +9,13 @@ is exact there, and casting to an integer type and back rounds towards zero, whi
 that are proved to do nothing in a layer (`bounds.plan_neuron`) are left out: one function for each kind of layer.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
+from numpy.typing import DTypeLike
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from statten_deploy.errors import GraphError
 from statten_deploy.export.onnx.builder import BATCH, FUNCTION_DOMAIN, FunctionBody
@@ -28,23 +30,18 @@ from statten_deploy.export.onnx.integer.products import GAIN
 from statten_deploy.export.onnx.integer.signals import ELEMENT, IntegerBuilder, IntegerSignal
 from statten_deploy.fixed_point.arithmetic import NO_SYNAPTIC_MEMORY, STATE_MAX
 from statten_deploy.fixed_point.ranges import Interval
-from statten_deploy.ir.integer import IntegerLIF
+from statten_deploy.ir.integer import IntegerLI, IntegerLIF
 
 FUNCTION = "IntegerLIF"
+INTEGRATOR = "IntegerLI"
+LOOP_FUNCTION = "IntegerLIFInLoop"
+LOOP_INTEGRATOR = "IntegerLIInLoop"
 
 
 def emit_lif(b: IntegerBuilder, name: str, node: IntegerLIF, x: IntegerSignal) -> IntegerSignal:
     """Call the function of the layer's kind; spikes are bytes."""
-    current, plan = _current(b, name, node, x), b.plans[name]
-    if current.dtype == np.float64:
-        plan = replace(plan, dtype=np.float64)
-    bias = neuron_bias(node)
-    biased = bool(np.any(bias)) and name not in b.biased_before
-    inputs = [b.cast(current, plan.dtype).value]
-    inputs.append(b.integers(f"{name}.threshold", node.threshold))
-    if biased:
-        inputs.append(b.integers(f"{name}.bias", bias))
-    held = current.time == "held" and b.time_steps > 1
+    inputs, plan, biased = _inputs(b, name, node, x)
+    held = x.time == "held" and b.time_steps > 1
     key = (plan, biased, held)
     function = b.variant(FUNCTION, key, lambda named: _lif_function(b, named, plan, biased=biased, held=held))
     b.call(function, inputs, name)
@@ -52,7 +49,34 @@ def emit_lif(b: IntegerBuilder, name: str, node: IntegerLIF, x: IntegerSignal) -
     return b.declare(IntegerSignal(b.result_name(name), node.shape, "steps", np.uint8, bounds))
 
 
-def _current(b: IntegerBuilder, name: str, node: IntegerLIF, x: IntegerSignal) -> IntegerSignal:
+def emit_li(b: IntegerBuilder, name: str, node: IntegerLI, x: IntegerSignal) -> IntegerSignal:
+    """The membranes of integrators, by a function that unrolls them over the steps."""
+    inputs, plan, biased = _inputs(b, name, node, x)
+    held = x.time == "held" and b.time_steps > 1
+    key = (plan, biased, held)
+    function = b.variant(INTEGRATOR, key, lambda named: _li_function(b, named, plan, biased=biased, held=held))
+    b.call(function, inputs, name)
+    return b.declare(IntegerSignal(b.result_name(name), node.shape, "steps", plan.dtype, b.ranges[name]))
+
+
+def _inputs(
+    b: IntegerBuilder, name: str, node: IntegerLIF | IntegerLI, x: IntegerSignal
+) -> tuple[list[str], NeuronPlan, bool]:
+    """(current, threshold of neurons that fire, bias if there is one to add; plan; whether there is)."""
+    current, plan = _current(b, name, node, x), b.plans[name]
+    if current.dtype == np.float64:
+        plan = replace(plan, dtype=np.float64)
+    bias = neuron_bias(node)
+    biased = bool(np.any(bias)) and name not in b.biased_before
+    inputs = [b.cast(current, plan.dtype).value]
+    if isinstance(node, IntegerLIF):
+        inputs.append(b.integers(f"{name}.threshold", node.threshold))
+    if biased:
+        inputs.append(b.integers(f"{name}.bias", bias))
+    return inputs, plan, biased
+
+
+def _current(b: IntegerBuilder, name: str, node: IntegerLIF | IntegerLI, x: IntegerSignal) -> IntegerSignal:
     """``(x << input_exponent) << 6``, rounded down for negative exponents, in a type that holds it."""
     e = node.input_exponent
     if e >= 0:  # a power of two costs no bits
@@ -114,14 +138,86 @@ def _step_function(plan: NeuronPlan, name: str, *, biased: bool) -> FunctionProt
     return body.function(name, inputs, text, outputs)
 
 
-def _equation(plan: NeuronPlan, biased: bool) -> str:
+def _li_function(b: IntegerBuilder, name: str, plan: NeuronPlan, *, biased: bool, held: bool) -> FunctionProto:
+    """The function of one kind of integrators; `held`: x is [batch, ...], the same at every step."""
+    steps, body = b.time_steps, _Body(plan)
+    step = _loop_function(b, plan, biased=biased, fires=False)
+    b.register(step)
+    currents = ["x"] * steps
+    if not held and steps > 1:
+        currents = [f"x{t}" for t in range(steps)]
+        body.nodes.append(helper.make_node("Split", ["x"], currents, axis=0, num_outputs=steps))
+    states = [body.number(0)] * len(loop_states(plan))
+    membranes = []
+    for t, current in enumerate(currents):
+        inputs = [current, *(["bias"] if biased else []), *states]
+        states = [f"{state}{t}" for state in loop_states(plan)]
+        body.nodes.append(helper.make_node(step.name, inputs, states, domain=FUNCTION_DOMAIN))
+        membranes.append(states[0])
+    body.op("Concat", membranes, "y", axis=0)
+    text = f"{steps} steps of: {_equation(plan, biased, fires=False)}\nx [{'' if held else 'steps*'}batch, ...]"
+    return body.function(name, ["x", *(["bias"] if biased else [])], text)
+
+
+# one step, for neurons in a loop
+
+
+def emit_in_loop(
+    b: IntegerBuilder, name: str, node: IntegerLIF | IntegerLI, x: IntegerSignal, states: Sequence[str]
+) -> tuple[IntegerSignal, list[str], DTypeLike]:
+    """One step from the states `loop_states`: the result, the states after it, [batch, ...], and their type."""
+    inputs, plan, biased = _inputs(b, name, node, x)
+    fires = isinstance(node, IntegerLIF)
+    function = _loop_function(b, plan, biased=biased, fires=fires)
+    b.register(function)
+    ends = [b.unique(f"{name}/{state}") for state in loop_states(plan)]
+    result = b.result_name(name)
+    outputs = [result, *ends] if fires else [result, *ends[1:]]
+    b.append(function.name, [*inputs, *states], outputs, name, domain=FUNCTION_DOMAIN)
+    dtype = np.uint8 if fires else plan.dtype
+    signal = b.declare(IntegerSignal(result, node.shape, "steps", dtype, b.ranges[name]))
+    return signal, (ends if fires else [result, *ends[1:]]), plan.dtype
+
+
+def loop_states(plan: NeuronPlan) -> tuple[str, ...]:
+    """What a neuron of a loop keeps from step to step: its membrane after the reset, its synaptic current."""
+    return ("v", "u") if plan.du != NO_SYNAPTIC_MEMORY else ("v",)
+
+
+def _loop_function(b: IntegerBuilder, plan: NeuronPlan, *, biased: bool, fires: bool) -> FunctionProto:
+    """One step: x and the states -> spikes and the states after it; of integrators the membrane stands for both."""
+    base = LOOP_FUNCTION if fires else LOOP_INTEGRATOR
+    return b.variant(base, (plan, biased), partial(_write_loop_function, plan, biased=biased, fires=fires))
+
+
+def _write_loop_function(plan: NeuronPlan, name: str, *, biased: bool, fires: bool) -> FunctionProto:
+    body = _Body(plan)
+    states = loop_states(plan)
+    bias = body.real("bias") if biased else ""
+    u, v = body.integrated("x", "u", "v", bias)
+    memory = ["u1"] if "u" in states else []
+    if memory:
+        body.named(u, "u1")
+    inputs = ["x", *(["threshold"] if fires else []), *(["bias"] if biased else []), *states]
+    text = f"one step of: {_equation(plan, biased, fires=fires)}\nv after the reset"
+    if not fires:
+        body.op("Identity", [v], "v1")
+        return body.function(name, inputs, text, ["v1", *memory])
+    limit = body.op("Mul", [body.real("threshold"), body.number(GAIN)], "limit")
+    silent = body.op("LessOrEqual", [v, limit], "silent")
+    body.op("Cast", [body.op("Not", [silent], "fired")], "y", to=TensorProto.UINT8)
+    body.op("Mul", [v, body.op("Cast", [silent], "kept", to=body.element)], "v1")
+    return body.function(name, inputs, text, ["y", "v1", *memory])
+
+
+def _equation(plan: NeuronPlan, biased: bool, *, fires: bool = True) -> str:
     u, v = "x", ("u + bias" if biased else "u")
     if plan.du != NO_SYNAPTIC_MEMORY:
         u = f"trunc(u * {NO_SYNAPTIC_MEMORY - plan.du} / {ONE}) + x"
     u = f"wrap({u})" if plan.wraps else u
     v = f"trunc(v * {ONE - plan.dv} / {ONE}) + {v}"
     v = f"saturate({v})" if plan.saturates else v
-    return f"u = {u};  v = {v};  y = v > {GAIN} * threshold;  v = 0 where y"
+    return f"u = {u};  v = {v};  " + (f"y = v > {GAIN} * threshold;  v = 0 where y" if fires else "y = v")
 
 
 class _Body(FunctionBody):
@@ -165,6 +261,15 @@ class _Body(FunctionBody):
         integer = TensorProto.INT32 if self.plan.dtype == np.float32 else TensorProto.INT64
         return self.op("Cast", [self.op("Cast", [share], f"{output}_whole", to=integer)], output, to=self.element)
 
+    def integrated(self, x: str, u: str, v: str, bias: str) -> tuple[str, str]:
+        """(synaptic current, membrane) after a step, from those before; `u` matters with a synaptic memory only."""
+        if self.plan.du != NO_SYNAPTIC_MEMORY:
+            recalled = self.decayed(u, NO_SYNAPTIC_MEMORY - self.plan.du, "recalled")
+            x = self.plus(recalled, x, "current")
+        u = self.wrapped(x, "wrapped")
+        left = self.decayed(v, ONE - self.plan.dv, "left", whole=self.plan.exact)
+        return u, self.saturated(self.plus(left, self.plus(bias, u, "drive"), "sum"), "saturated")
+
     def wrapped(self, u: str, output: str) -> str:
         """``u - 2^24 ((u > 2^23) - (u <= -2^23))``."""
         if not self.plan.wraps:
@@ -192,6 +297,43 @@ def neuron_calls(model: ModelProto) -> list[NodeProto]:
 
 def _is_neuron(function: FunctionProto) -> bool:
     return function.domain == FUNCTION_DOMAIN and function.name.split("_")[0] == FUNCTION
+
+
+def integrator_calls(model: ModelProto) -> list[NodeProto]:
+    """The calls of the functions of integrators."""
+    return [node for node in model.graph.node if _calls(node, INTEGRATOR)]
+
+
+def _calls(node: NodeProto, base: str) -> bool:
+    return bool(node.domain == FUNCTION_DOMAIN and node.op_type.split("_")[0] == base)
+
+
+def _loops(model: ModelProto) -> list[tuple[NodeProto, GraphProto]]:
+    """Every Scan of a loop with its body."""
+    scans = [node for node in model.graph.node if node.op_type == "Scan"]
+    return [(node, attribute.g) for node in scans for attribute in node.attribute if attribute.name == "body"]
+
+
+def loop_calls(model: ModelProto) -> list[str]:
+    """The neuron layers that are called in the body of a loop."""
+    return [node.name for _, body in _loops(model) for node in body.node if _calls(node, LOOP_FUNCTION)]
+
+
+def show_loop_membranes(model: ModelProto) -> dict[str, str]:
+    """Give every loop its neurons' membranes after the reset as more results: layer -> value [T, batch, ...]."""
+    shown = {}
+    for scan, body in _loops(model):
+        states = {value.name: value for value in body.input}
+        for node in list(body.node):
+            if not _calls(node, LOOP_FUNCTION):
+                continue
+            shown[node.name] = f"{node.name}/membranes"
+            before = next(name for name in node.input if name in states and name.startswith(f"{node.name}/v/"))
+            body.node.append(helper.make_node("Identity", [node.output[1]], [f"{node.name}/membranes/step"]))
+            body.output.append(states[before])
+            body.output[-1].name = f"{node.name}/membranes/step"
+            scan.output.append(shown[node.name])
+    return shown
 
 
 def show_membranes(model: ModelProto) -> None:

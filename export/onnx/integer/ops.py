@@ -16,7 +16,14 @@ from statten_deploy.export.onnx.integer.signals import (
     IntegerSignal,
     channels_last,
 )
-from statten_deploy.ir.integer import InputEncoder, IntegerConv2d, IntegerLinear, IntegerSumPool2d, TemporalSum
+from statten_deploy.ir.integer import (
+    InputEncoder,
+    IntegerConv2d,
+    IntegerLI,
+    IntegerLinear,
+    IntegerSumPool2d,
+    TemporalSum,
+)
 from statten_deploy.ir.nodes import MaxPool2d, SpikeAnd, SpikeMaxPool2d, TokenMaxPool
 
 READOUT = "IntegerReadout"
@@ -85,8 +92,9 @@ def emit_output(b: IntegerBuilder, name: str, source: IntegerSignal, node: nir.N
 
 def _unit(b: IntegerBuilder, name: str, node: nir.NIRNode) -> str:
     """The real value of the integer 1, a number or one per channel."""
-    if isinstance(node, IntegerConv2d | IntegerLinear):
-        column = (1 / node.scale).reshape(-1, *(1,) * (node.weight.ndim - 2))
+    if isinstance(node, IntegerConv2d | IntegerLinear | IntegerLI):
+        axes = len(node.shape) if isinstance(node, IntegerLI) else node.weight.ndim - 1
+        column = (1 / node.scale).reshape(-1, *(1,) * (axes - 1))
         return b.array(f"{name}.unit", compact(column, np.float64))
     return b.number(node.scale if isinstance(node, TemporalSum) else 1.0, np.float64)
 

@@ -7,7 +7,13 @@ from onnx import TensorProto, helper
 
 from statten_deploy.errors import GraphError
 from statten_deploy.export.onnx.builder import BATCH, FUNCTION_DOMAIN
-from statten_deploy.export.onnx.integer.neurons import neuron_calls, show_membranes
+from statten_deploy.export.onnx.integer.neurons import (
+    integrator_calls,
+    loop_calls,
+    neuron_calls,
+    show_loop_membranes,
+    show_membranes,
+)
 from statten_deploy.export.onnx.integer.ops import READOUT
 
 
@@ -22,7 +28,8 @@ class Probes:
 
 def spike_values(model: onnx.ModelProto) -> dict[str, str]:
     """Neuron layer -> the value that holds its spikes: uint8 [T*batch, H, W, C] or [T*batch, N], time-major."""
-    return {node.name: node.output[0] for node in neuron_calls(model)}
+    results = {node.name: node.output[0] for node in model.graph.node}
+    return {name: results[name] for name in [*(n.name for n in neuron_calls(model)), *loop_calls(model)]}
 
 
 def integer_values(model: onnx.ModelProto) -> dict[str, str]:
@@ -49,6 +56,16 @@ def with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Probes]:
     probed.CopyFrom(model)
     show_membranes(probed)
     probes = Probes()
+    results = {node.name: node.output[0] for node in probed.graph.node}
+    for name, membranes in show_loop_membranes(probed).items():
+        shape = [steps, *sizes[results[name]]]
+        probes.spikes[name], probes.membranes[name] = f"spikes/{name}", f"membranes/{name}"
+        _show(probed, results[name], probes.spikes[name], shape, TensorProto.BOOL)
+        _show(probed, membranes, probes.membranes[name], shape, TensorProto.INT32)
+    for node in integrator_calls(probed):
+        probes.membranes[node.name] = f"membranes/{node.name}"
+        shape = [steps, *sizes[node.output[0]]]
+        _show(probed, node.output[0], probes.membranes[node.name], shape, TensorProto.INT32)
     for node in neuron_calls(probed):
         node.output.append(f"{node.name}/membranes")
         shape = [steps, *sizes[node.output[0]]]
@@ -68,7 +85,7 @@ def with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Probes]:
 
 
 def _show(model: onnx.ModelProto, value: str, output: str, shape: list[int], element: int) -> None:
-    """[T*batch, ..., C] as an output [T, batch, C, ...]; `shape` is [T, ..., C]."""
+    """[T*batch, ..., C] or [T, batch, ..., C] as an output [T, batch, C, ...]; `shape` is [T, ..., C]."""
     steps, *sizes = shape
     rank = len(sizes)
     target = helper.make_tensor(f"{output}/shape", TensorProto.INT64, [rank + 2], [steps, -1, *sizes])

@@ -107,7 +107,7 @@ def _windows(b: IntegerBuilder, name: str, node: IntegerConv2d, rows: _Rows, giv
     (ph, pw), (kh, kw) = node.padding, node.weight.shape[2:]
     height, width = given[1] + 2 * ph, given[2] + 2 * pw
     channels = given[0] * len(rows.signs)
-    index = _window_index(b, node, shape, width)
+    index = _window_index(b.whole, node, shape, width)
     pads = [b.ints(0, ph, pw, 0, 0, ph, pw, 0)] if ph or pw else []
     flat = [b.ints(-1, height * width, channels), index, b.ints(-1, *shape[1:], kh * kw * channels)]
     function = b.variant("Windows", (bool(pads),), lambda named: _windows_function(named, padded=bool(pads)))
@@ -157,7 +157,7 @@ def _grouped(b: IntegerBuilder, name: str, node: IntegerConv2d, rows: _Rows, win
 
 def _product_type(b: IntegerBuilder, name: str, node: Weighted, x: IntegerSignal) -> FloatType:
     """The float type that holds sums and results."""
-    bias = int(np.abs(node.bias).max(initial=0)) if isinstance(node, IntegerLinear) else 0
+    bias = int(np.abs(node.bias).max(initial=0))
     return exact_float(max(b.ranges[name].magnitude + bias, _largest_sum(node.weight, x)), name)
 
 
@@ -172,7 +172,7 @@ def _product(
     gain = GAIN if name in b.currents_of_neurons else 1
     floor = bool(np.any(node.exponent < 0))
     exponent = node.exponent if floor else node.exponent + int(np.log2(gain))
-    inputs = {"x": rows.value, "weight": _weight(b, name, weight, rows.signs)}
+    inputs = {"x": rows.value, "weight": _weight(b.whole, name, weight, rows.signs)}
     if groups > 1:
         inputs["rows"] = b.ints(-1, *channels_last(shape))
     if rows.integer and dtype == np.float32:
@@ -262,6 +262,5 @@ def _weight(b: IntegerBuilder, name: str, weight: NDArray[np.int64], signs: tupl
 
 
 def _addend(b: IntegerBuilder, name: str, node: Weighted, gain: int) -> NDArray[np.int64]:
-    """What is added per channel: a readout's own bias, the bias of the one neuron layer behind."""
-    own = node.bias * gain if isinstance(node, IntegerLinear) else np.zeros(len(node.weight), dtype=np.int64)
-    return own + b.neuron_biases.get(name, 0)
+    """What is added per channel: its own bias, the bias of the one neuron layer behind."""
+    return node.bias * gain + b.neuron_biases.get(name, 0)

@@ -1,8 +1,8 @@
 """The builder of integer models: signals are whole numbers, channels last, in the type that holds them exactly."""
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx
@@ -55,7 +55,7 @@ class IntegerBuilder(ModelWriter):
         super().__init__(shapes, time_steps)
         self.ranges = ranges  # of every graph node's result
         self.plans: Mapping[str, NeuronPlan] = {}  # of every neuron layer
-        self.currents_of_neurons: Container[str] = ()  # weighted nodes whose results are written as ``a << 6``
+        self.currents_of_neurons: Collection[str] = ()  # weighted nodes whose results are written as ``a << 6``
         self.neuron_biases: Mapping[str, Array] = {}  # weighted node -> the bias of the neurons behind, [C]
         self.biased_before: Container[str] = ()  # neuron layers whose bias is added there
         self.powers: Array = np.ones(1)  # 2^e for the exponents of all weighted nodes
@@ -64,6 +64,13 @@ class IntegerBuilder(ModelWriter):
         self._counts: dict[str, int] = {}
         self._sums: dict[tuple[str, ...], IntegerSignal] = {}
         self._made: dict[tuple[Any, ...], str] = {}
+        self.whole: IntegerBuilder = self
+        """The builder of the model's graph, for what the body of a loop need not compute at every step."""
+
+    def step(self, names: Sequence[str]) -> Self:
+        inner = super().step(names)
+        inner._sums, inner._made = {}, {}
+        return inner
 
     # nodes, constants and functions
 
@@ -119,7 +126,7 @@ class IntegerBuilder(ModelWriter):
         """Record type and shape of the value of a signal, for those who read it out of the model."""
         dims: list[str | int | None] = [self.rows(signal.time), *channels_last(signal.shape)]
         info = helper.make_tensor_value_info(signal.value, ELEMENT[np.dtype(signal.dtype)], dims)
-        self.model.graph.value_info.append(info)
+        self.graph.value_info.append(info)
         return signal
 
     def cast(self, signal: IntegerSignal, dtype: DTypeLike) -> IntegerSignal:
@@ -190,7 +197,7 @@ class IntegerBuilder(ModelWriter):
 
     def name_last(self, name: str) -> None:
         """Make the node written last the one that computes the result of graph node `name`."""
-        node = self.model.graph.node[-1]
+        node = self.graph.node[-1]
         node.name, node.output[0] = name, self.result_name(name)
 
     def one(self) -> str:
@@ -200,12 +207,13 @@ class IntegerBuilder(ModelWriter):
         not a constant that it can fold away. The result is the same without.
         """
 
-        def write() -> str:
-            batch = self.aux("Shape", [self.model.graph.input[0].name], "one", BATCH, start=0, end=1)
-            whole = self.aux("Min", [batch, self.ints(1)], "one", "whole")
-            return self.aux("Cast", [whole], "one", to=TensorProto.FLOAT)
+        b = self.whole
 
-        return self.once(("one",), write)
+        def write() -> str:
+            batch = b.aux("Shape", [b.model.graph.input[0].name], "one", BATCH, start=0, end=1)
+            return b.aux("Cast", [b.aux("Min", [batch, b.ints(1)], "one", "whole")], "one", to=TensorProto.FLOAT)
+
+        return b.once(("one",), write)
 
 
 def channels_last(shape: Shape) -> Shape:

@@ -56,7 +56,8 @@ def agree(graph: nir.NIRGraph, x: np.ndarray, *runs: Run) -> IntegerResult:
 
 
 def compare(graph: nir.NIRGraph, expected: IntegerResult, found: dict[str, np.ndarray], probes: Probes) -> None:
-    assert probes.spikes.keys() == probes.membranes.keys() == expected.spikes.keys()
+    assert probes.spikes.keys() == expected.spikes.keys()
+    assert probes.membranes.keys() == expected.membranes.keys()
     assert probes.integers.keys() == expected.outputs.keys()
     for shown, reference in (
         (probes.spikes, expected.spikes),

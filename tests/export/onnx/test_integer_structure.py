@@ -154,15 +154,6 @@ def test_real_numbers_need_an_encoder() -> None:
         build_integer_onnx(more)
 
 
-def test_loops_are_refused() -> None:
-    rng = np.random.default_rng(0)
-    graph = integer_graph((4,), linear(rng, 4, 4), lif(rng, (4,)))
-    edges = [*graph.edges, ("n1", "back"), ("back", "n1")]
-    loop = nir.NIRGraph({**graph.nodes, "back": linear(rng, 4, 4)}, edges, metadata=graph.metadata, type_check=False)
-    with pytest.raises(UnsupportedError, match="recurrent"):
-        build_integer_onnx(loop)
-
-
 def test_values_that_are_read_have_shapes() -> None:
     rng = np.random.default_rng(0)
     graph = integer_graph((2, 5, 6), conv(rng, 3, 2), lif(rng, (3, 5, 6)), time_steps=3)
