@@ -2,7 +2,8 @@
 
 Stages send in the step in which they receive, so time passes only in attention over chunks: what it computes for a
 step leaves `window` - 1 steps later. Every node has the step at which the first sample reaches it, and a branch that
-is early at a meeting point gets a delay.
+is early at a meeting point gets a delay. What comes back in a loop goes through a `previous` process: it sends what it
+received a step before, and silence at the first step of a sample.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statten_deploy.errors import UnsupportedError
+from statten_deploy.export.lava.loops import LoopPlanner
 from statten_deploy.fixed_point.arithmetic import (
     BIAS_EXPONENT_MAX,
     BIAS_MANTISSA_BITS,
@@ -33,16 +35,18 @@ from statten_deploy.ir import (
     hints,
     infer_shapes,
     predecessors,
-    topological_order,
 )
 from statten_deploy.ir.integer import (
+    INTEGER_NEURONS,
     InputEncoder,
     IntegerConv2d,
+    IntegerLI,
     IntegerLIF,
     IntegerLinear,
     IntegerSumPool2d,
     TemporalSum,
 )
+from statten_deploy.ir.schedule import Loop, Run, Sum, make_schedule, makes, windows_in_loops
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -90,7 +94,8 @@ def make_plan(graph: nir.NIRGraph) -> Plan:
 class _Planner:
     def __init__(self, graph: nir.NIRGraph) -> None:
         self.graph = graph
-        self.order = topological_order(graph)
+        self.tasks: list[Run | Loop] = [task for task in make_schedule(graph).tasks if not isinstance(task, Sum)]
+        self.order = [name for task in self.tasks for (name,) in makes(task)]
         self.into = predecessors(graph)
         self.time_steps = int(hints(graph).get("time_steps", 0))
         self.entries: list[Entry] = []
@@ -105,10 +110,11 @@ class _Planner:
         self._refuse_numbers()
         (encoder,) = self._of(InputEncoder)
         self.ready[encoder] = 0
-        for name in self.order:
-            node = self.graph.nodes[name]
-            if not isinstance(node, nir.Input | InputEncoder | nir.Output):
-                self._schedule(name, node)
+        for task in self.tasks:
+            if isinstance(task, Loop):
+                LoopPlanner(self, task).schedule()
+            elif not isinstance(self.graph.nodes[task.name], nir.Input | InputEncoder | nir.Output):
+                self._schedule(task.name)
         (output,) = self._of(nir.Output)
         (source,) = self.into[output]["input"]
         latency = self.ready[source]
@@ -134,26 +140,38 @@ class _Planner:
     def _of(self, kind: type[nir.NIRNode]) -> list[str]:
         return [name for name in self.order if isinstance(self.graph.nodes[name], kind)]
 
-    def _schedule(self, name: str, node: nir.NIRNode) -> None:
+    def _schedule(self, name: str) -> None:
         """One entry, behind the delays that its early inputs need."""
         start = max(self.ready[source] for sources in self.into[name].values() for source in sources)
-        inputs = {
-            PORTS.get(port, port): [self._delayed(source, start) for source in sources]
-            for port, sources in self.into[name].items()
-        }
-        if isinstance(node, IntegerLIF) and node.input_exponent:
-            shifted = f"{name}/shift"
+        ports = self.into[name].items()
+        self.add(
+            name, name, {port: [self.delayed(source, start) for source in sources] for port, sources in ports}, start
+        )
+
+    def add(self, name: str, written: str, inputs: dict[str, list[str]], start: int) -> None:
+        """The process of a node, called `written`."""
+        node = self.graph.nodes[name]
+        inputs = {PORTS.get(port, port): sources for port, sources in inputs.items()}
+        if isinstance(node, INTEGER_NEURONS) and node.input_exponent:
+            shifted = f"{written}/shift"
             exponent = {"exponent": node.input_exponent}
             self.entries.append(Entry(shifted, "shift", inputs, self.shapes[name], start, options=exponent))
             inputs = {"a_in": [shifted]}
             self.shapes[shifted] = self.shapes[name]
         planned = PLANNERS[type(node)](self, name, node)
-        entry = Entry(name, planned.op, inputs, self.shapes[name], start, planned.latency)
+        entry = Entry(written, planned.op, inputs, self.shapes[name], start, planned.latency)
         entry.options, entry.arrays = planned.options, planned.arrays
         self.entries.append(entry)
-        self.ready[name] = start + planned.latency
+        self.shapes[written], self.ready[written] = self.shapes[name], start + planned.latency
 
-    def _delayed(self, source: str, start: int) -> str:
+    def keep(self, source: str, present: str, start: int) -> str:
+        """A process that gives what `present` gave a step ago."""
+        name = f"{source}/previous"
+        self.entries.append(Entry(name, "previous", {"a_in": [present]}, self.shapes[source], start))
+        self.shapes[name] = self.shapes[source]
+        return name
+
+    def delayed(self, source: str, start: int) -> str:
         """`source` as it arrives at step `start`; delays are shared between readers."""
         steps = start - self.ready[source]
         if not steps:
@@ -169,8 +187,11 @@ class _Planner:
     def _output(self, output: str, source: str) -> dict[str, Any]:
         node = self.graph.nodes[source]
         scale = node.scale if isinstance(node, TemporalSum) else None
+        units = None
+        if isinstance(node, IntegerConv2d | IntegerLinear | IntegerLI):
+            units = [float(unit) for unit in 1 / node.scale]
         shape, start = list(self.shapes[source]), self.ready[source]
-        return {"name": output, "source": source, "shape": shape, "start": start, "scale": scale}
+        return {"name": output, "source": source, "shape": shape, "start": start, "scale": scale, "units": units}
 
     def _document(self, entry: Entry) -> dict[str, Any]:
         return {
@@ -188,7 +209,7 @@ class _Planner:
     def _channel_values(self, encoder: str) -> int:
         """Numbers per step and sample that all connections carry, probes of spikes and membranes included."""
         carried = [source for entry in self.entries for sources in entry.inputs.values() for source in sources]
-        probed = [entry.name for entry in self.entries if entry.op == "lif"] * 3
+        probed = [entry.name for entry in self.entries if entry.op in ("lif", "li")] * 3
         return sum(int(np.prod(self.shapes[name])) for name in [*carried, *probed])
 
     # refusals
@@ -221,6 +242,7 @@ class _Planner:
                     problems.append(f"{name} (reads a sum over time)")
             if isinstance(node, nir.Output) and len(self.into[name]["input"]) != 1:
                 problems.append(f"{name} (sums several nodes)")
+        problems += windows_in_loops(self.graph)
         if problems:
             raise UnsupportedError(f"not possible in a Lava bundle: {'; '.join(problems)}")
 
@@ -233,7 +255,7 @@ class _Planner:
         for name, interval in self.currents.items():
             if interval.magnitude >= CURRENT_LIMIT:
                 problems.append(f"{name} (currents up to {interval.magnitude}, Lava's neurons hold 24 bits)")
-        for name in self._of(IntegerLIF):
+        for name in [*self._of(IntegerLIF), *self._of(IntegerLI)]:
             problems += [f"{name} ({what})" for what in _register_problems(self.graph.nodes[name])]
         if problems:
             raise UnsupportedError(f"numbers that Lava's registers do not hold: {'; '.join(problems)}")
@@ -247,13 +269,13 @@ class _Planner:
         return total.magnitude
 
 
-def _register_problems(node: IntegerLIF) -> list[str]:
+def _register_problems(node: IntegerLIF | IntegerLI) -> list[str]:
     """What Lava's simulated neurons cannot hold."""
     decay, threshold, mantissa = 1 << DECAY_BITS, 1 << THRESHOLD_BITS, 1 << (BIAS_MANTISSA_BITS - 1)
     bounds = (
         ("dv", node.dv, 0, decay),
         ("du", node.du, 0, decay - 1),
-        ("threshold", node.threshold, 0, threshold - 1),
+        ("threshold", getattr(node, "threshold", 0), 0, threshold - 1),
         ("bias mantissa", node.bias_mantissa, -mantissa, mantissa - 1),
         ("bias exponent", node.bias_exponent, 0, STATE_BITS),
         ("bias", shift(node.bias_mantissa, np.clip(node.bias_exponent, 0, STATE_BITS)), -STATE_MAX, STATE_MAX),
@@ -312,7 +334,7 @@ def _sums(planner: _Planner, name: str, weight: Array) -> str:
 
 def _conv(planner: _Planner, name: str, node: IntegerConv2d) -> _Planned:
     geometry = {"stride": node.stride, "padding": node.padding, "dilation": node.dilation, "groups": int(node.groups)}
-    arrays = {"weight": node.weight, "exponent": node.exponent}
+    arrays = {"weight": node.weight, "exponent": node.exponent, "bias": node.bias}
     return _Planned("conv", {**geometry, "dtype": _sums(planner, name, node.weight)}, arrays)
 
 
@@ -340,6 +362,11 @@ def _lif(planner: _Planner, name: str, node: IntegerLIF) -> _Planned:
     if shared is None:
         arrays["threshold"] = node.threshold
     return _Planned("lif", {"du": node.du, "dv": node.dv, "threshold": shared}, arrays)
+
+
+def _li(planner: _Planner, name: str, node: IntegerLI) -> _Planned:
+    arrays = {"bias_mantissa": node.bias_mantissa, "bias_exponent": node.bias_exponent}
+    return _Planned("li", {"du": node.du, "dv": node.dv}, arrays)
 
 
 def _attention(planner: _Planner, name: str, node: STAttenAttention) -> _Planned:
@@ -371,6 +398,7 @@ PLANNERS: dict[type[nir.NIRNode], Callable[..., _Planned]] = {
     IntegerLinear: _linear,
     IntegerSumPool2d: _sum_pool,
     IntegerLIF: _lif,
+    IntegerLI: _li,
     MaxPool2d: _max_pool,
     SpikeMaxPool2d: _max_pool,
     STAttenAttention: _attention,

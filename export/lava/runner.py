@@ -26,7 +26,7 @@ class LavaResult:
     """What a run recorded, named and shaped as in `IntegerResult`.
 
     `outputs`: the integers of the graph's output [N, classes], or [N, T, ...] without a sum over time; `real`: the
-    same times the scale of the readout. `spikes` and `membranes` (after reset) [T, N, ...] per neuron layer. `facts`:
+    same in real units. `spikes` and `membranes` (after reset) [T, N, ...] per neuron layer. `facts`:
     samples, batch, steps, processes, start_seconds, ms_per_step.
     """
 
@@ -129,7 +129,7 @@ class LavaRunner:
                 result.membranes[layer] = array
             elif name in ("logits", "output"):
                 result.outputs[self.output] = array
-        real = arrays.get("logits_scaled", result.outputs[self.output])
+        real = arrays.get("logits_scaled", arrays.get("output_scaled", result.outputs[self.output]))
         result.real[self.output] = real.astype(np.float32)
         return result
 

@@ -61,13 +61,9 @@ def _compare(agreement: Agreement, expected: IntegerExecution, found: IntegerExe
         if mismatches:
             flipped |= different.any(axis=(0, *range(2, different.ndim)))
             _report(agreement, f"layer {name!r}: {mismatches} spikes differ", different, first)
-        if name in expected.membranes and name in found.membranes:
-            unlike = expected.membranes[name] != found.membranes[name]
-            agreement.membrane_sites += unlike.size
-            wrong = int(np.count_nonzero(unlike))
-            agreement.membrane_mismatches += wrong
-            if wrong and not mismatches:
-                _report(agreement, f"layer {name!r}: {wrong} membranes differ", unlike, first)
+        _compare_membranes(agreement, name, expected, found, first, quiet=bool(mismatches))
+    for name in expected.membranes.keys() - expected.spikes.keys():  # integrators do not fire
+        _compare_membranes(agreement, name, expected, found, first)
     for name, value in expected.integers.items():
         if name not in found.integers:
             agreement.problems.append(f"integer output {name!r} is missing from {agreement.candidate}")
@@ -87,6 +83,24 @@ def _compare(agreement: Agreement, expected: IntegerExecution, found: IntegerExe
     agreement.predictions_differ += int(differ.sum())
     agreement.samples += count
     agreement.samples_with_flips += int(flipped.sum())
+
+
+def _compare_membranes(
+    agreement: Agreement,
+    name: str,
+    expected: IntegerExecution,
+    found: IntegerExecution,
+    first: int,
+    *,
+    quiet: bool = False,
+) -> None:
+    if name in expected.membranes and name in found.membranes:
+        unlike = expected.membranes[name] != found.membranes[name]
+        agreement.membrane_sites += unlike.size
+        wrong = int(np.count_nonzero(unlike))
+        agreement.membrane_mismatches += wrong
+        if wrong and not quiet:
+            _report(agreement, f"layer {name!r}: {wrong} membranes differ", unlike, first)
 
 
 def _report(agreement: Agreement, what: str, different: NDArray[np.bool_], first: int) -> None:

@@ -23,6 +23,8 @@ STAGES: dict[str, type[processes.Stage]] = {
     "flatten": processes.Flatten,
     "shift": processes.Shift,
     "delay": processes.Delay,
+    "previous": processes.Previous,
+    "li": processes.Leaky,
     "temporal_sum": processes.TemporalSum,
 }
 """Operations with one input; `lif`, `and` and `attention` are written out below."""
@@ -67,7 +69,7 @@ def build(
         np.memmap(path, dtype=dtype, mode="w+", shape=recording.shape).flush()
         options = {"path": str(path), "dtype": dtype, "rows": rounds * time_steps, "start": node["start"]}
         name = f"{kind}/{node['name']}"
-        if kind == "membranes":
+        if kind == "membranes" and node["op"] == "lif":
             made[name] = processes.MembraneProbe(shape=shape, name=name, **options)
             made[name].v.connect_var(source)
         else:
@@ -75,16 +77,16 @@ def build(
             source.connect(made[name].a_in)
         network.recordings[kind, node["name"]] = recording
 
-    for node in plan["nodes"]:
-        process = _process(node, weights, batch, time_steps)
-        made[node["name"]] = process
+    made |= {node["name"]: _process(node, weights, batch, time_steps) for node in plan["nodes"]}
+    for node in plan["nodes"]:  # in a second round: what comes back in a loop is made later than who reads it
+        process = made[node["name"]]
         for port, sources in node["inputs"].items():
             for source in sources:
                 made[source].s_out.connect(getattr(process, port))
         if node["op"] == "lif" and spikes:
             probe("spikes", node, "bool", process.s_out)
-        if node["op"] == "lif" and membranes:
-            probe("membranes", node, "int32", process.v)
+        if node["op"] in ("lif", "li") and membranes:
+            probe("membranes", node, "int32", process.v if node["op"] == "lif" else process.s_out)
     output = plan["output"]
     probe("output", output, "int32", made[output["source"]].s_out)
     return network

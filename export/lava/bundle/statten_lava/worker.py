@@ -134,8 +134,9 @@ def check(plan: Any) -> None:
     scales = plan["input"]["scale"]
     if len(scales) != plan["input"]["shape"][0]:
         raise ValueError(f"{len(scales)} scales of the input, expected one per channel")
-    result = plan["output"]["scale"]
-    if not all(type(scale) in (int, float) and scale > 0 for scale in [*scales, *([] if result is None else [result])]):
+    result, units = plan["output"]["scale"], plan["output"]["units"] or []
+    numbers = [*scales, *units, *([] if result is None else [result])]
+    if not all(type(scale) in (int, float) and scale > 0 for scale in numbers):
         raise ValueError("a scale is not a positive number")
 
 
@@ -200,6 +201,10 @@ def save(plan: Plan, network: Any, samples: int, rounds: int, path: Path) -> Non
             arrays[f"{kind}/{name}"] = aligned
         elif plan["output"]["scale"] is None:
             arrays["output"] = aligned.swapaxes(0, 1)
+            units = plan["output"]["units"]  # of one integer per channel, or None: spikes
+            if units is not None:
+                column = np.array(units, dtype=np.float64).reshape(-1, *(1,) * (aligned.ndim - 3))
+                arrays["output_scaled"] = arrays["output"] * column
         else:  # a sum over time is complete at the last step
             arrays["logits"] = aligned[-1].astype(np.int64)
             arrays["logits_scaled"] = aligned[-1] * float(plan["output"]["scale"])

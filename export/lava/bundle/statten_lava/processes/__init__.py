@@ -76,7 +76,7 @@ class PyStage(PyLoihiProcessModel):
 
 
 class Conv(Stage):
-    """``a[o] = shift(Σ w[o] s, exponent[o])``: weight [out, in, kh, kw], stride, padding, dilation, groups."""
+    """``a[o] = shift(Σ w[o] s, exponent[o]) + bias[o]``: weight [out, in, kh, kw], and what a convolution has."""
 
 
 @implements(proc=Conv, protocol=LoihiProtocol)
@@ -91,14 +91,14 @@ class PyConv(PyStage):
         groups, out = proc_params["groups"], len(weight)
         self.kernel = weight.shape[2:]
         self.rows = weight.reshape(groups, out // groups, -1).astype(dtype)
-        self.exponent = proc_params["exponent"].reshape(-1, 1)
+        self.exponent, self.bias = (proc_params[name].reshape(-1, 1) for name in ("exponent", "bias"))
 
     def step(self, x: Array) -> Array:
         options = self.proc_params
         x = padded(x.astype(self.rows.dtype), options["padding"], 0)
         view = windows(x, self.kernel, options["stride"], options["dilation"])  # [B, in, H', W', kh, kw]
         sums = [self._sums(image) for image in view]  # one image at a time bounds the memory of its patches
-        return shift(np.stack(sums), self.exponent)
+        return np.asarray(shift(np.stack(sums), self.exponent) + self.bias)
 
     def _sums(self, image: Array) -> Array:
         height, width = image.shape[1:3]
@@ -218,6 +218,58 @@ class PyDelay(PyStage):
     def step(self, x: Array) -> Array:
         self.waiting.append(x)
         return self.waiting.popleft()
+
+
+class Previous(Stage):
+    """The signal of one step ago, zero at the first step of a sample: what comes back in a loop."""
+
+
+@implements(proc=Previous, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyPrevious(PyStage):
+    """Sends before it receives, so that nobody in a loop waits for himself."""
+
+    kept: Array | None = None
+
+    def run_spk(self) -> None:
+        new_sample = self.local_step() % self.proc_params["time_steps"] == 0
+        silent = self.kept is None or new_sample
+        self.s_out.send(np.zeros(self.proc_params["shape_out"], dtype=np.int32) if silent else self.kept)
+        self.kept = self.a_in.recv().astype(np.int32)
+
+
+class Leaky(Stage):
+    """Integrators: Lava's bit-accurate LIF without threshold and reset, which sends its membrane at every step.
+
+    u = wrap(trunc(u (4095 - du)) + (a << 6))      v = saturate(trunc(v (4096 - dv)) + u + bias)
+    """
+
+
+@implements(proc=Leaky, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyLeaky(PyStage):
+    """Starts over with every sample."""
+
+    u: Array | int = 0
+    v: Array | int = 0
+
+    def step(self, x: Array) -> Array:
+        options = self.proc_params
+        if self.local_step() % options["time_steps"] == 0:
+            self.u = self.v = 0
+        bias = np.left_shift(options["bias_mantissa"].astype(np.int64), options["bias_exponent"])
+        u = self._decayed(self.u, 4095 - options["du"]) + (x.astype(np.int64) << 6)
+        self.u = np.where(u > 1 << 23, u - (1 << 24), np.where(u <= -(1 << 23), u + (1 << 24), u))
+        limit = (1 << 23) - 1
+        self.v = np.clip(self._decayed(self.v, 4096 - options["dv"]) + self.u + bias, -limit, limit)
+        return np.asarray(self.v)
+
+    @staticmethod
+    def _decayed(x: Array | int, factor: int) -> Any:
+        product = np.asarray(x) * factor
+        return np.sign(product) * (np.abs(product) >> 12)
 
 
 class TemporalSum(Stage):
