@@ -1,6 +1,5 @@
 """Files appear whole or not at all: write under a temporary name, verify, rename. Each artefact has a sidecar."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,11 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from statten_deploy.errors import InputError
+from statten_deploy.sidecar import MANIFEST, file_facts, read_sidecar, sidecar_path
 from statten_deploy.version import __version__
 
+__all__ = [
+    "MANIFEST",
+    "SIDECAR_FORMAT",
+    "Staging",
+    "discard_all",
+    "file_facts",
+    "read_sidecar",
+    "sidecar_path",
+    "staging",
+    "vectors_path",
+    "write_sidecar",
+]
+
 SIDECAR_FORMAT = 1
-MANIFEST = "manifest.json"
-"""In a bundle (an artefact that is a folder): the SHA-256 of every other file."""
 
 
 _ACTIVE: "list[Staging]" = []
@@ -141,24 +152,9 @@ def staging(destination: Path) -> Iterator[Staging]:
         _ACTIVE.remove(stage)
 
 
-def sidecar_path(artefact: Path) -> Path:
-    """``model.nir`` -> ``model.nir.json``."""
-    return artefact.with_name(artefact.name + ".json")
-
-
 def vectors_path(artefact: Path) -> Path:
     """``model.nir`` -> ``model.nir.vectors.npz``."""
     return artefact.with_name(artefact.name + ".vectors.npz")
-
-
-def file_facts(path: Path) -> dict[str, Any]:
-    """SHA-256 and size of a file; of a bundle, the SHA-256 of its manifest (which has all others) and total size."""
-    if path.is_dir():
-        size = sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
-        return {**file_facts(path / MANIFEST), "bytes": size}
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
 
 
 def write_sidecar(path: Path, artefact_name: str, artefact: Path, content: Mapping[str, Any]) -> None:
@@ -172,25 +168,3 @@ def write_sidecar(path: Path, artefact_name: str, artefact: Path, content: Mappi
         **content,
     }
     path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_sidecar(artefact: Path) -> dict[str, Any] | None:
-    """The sidecar of an artefact, checked against the file's SHA-256; None when there is none.
-
-    Raises:
-        InputError: the sidecar is not JSON, or the artefact changed since it was written.
-    """
-    path = sidecar_path(artefact)
-    if not path.is_file():
-        return None
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"{path}: not a readable JSON sidecar; delete it or export again") from None
-    if not isinstance(document, dict) or "sha256" not in document:
-        raise InputError(f"{path}: not a sidecar of this tool (no 'sha256'); delete it or export again")
-    if document["sha256"] != file_facts(artefact)["sha256"]:
-        raise InputError(
-            f"{artefact}: its SHA-256 differs from {path.name}: the file was changed or damaged; export again"
-        )
-    return document

@@ -12,6 +12,8 @@ import numpy as np
 from statten_deploy.export.onnx.builder import Array, Builder, Signal
 from statten_deploy.ir.nodes import STAttenAttention
 
+_END = np.iinfo(np.int64).max  # of a Slice: to the end
+
 
 def emit_attention(b: Builder, name: str, node: STAttenAttention, q: Signal, k: Signal, v: Signal) -> Signal:
     """Products per step, their sum over the window, and the product with the queries."""
@@ -53,12 +55,21 @@ def _block(b: Builder, name: str, kv: str, q: str, window: int, d: int, tokens: 
 
 
 def _sliding(b: Builder, name: str, kv: str, q: str, window: int, heads: int, groups: int, d: int) -> str:
-    """Sum over the last `window` steps, as one product with a T x T band of ones."""
-    split = b.reshape(kv, (b.time_steps, -1), name, "kv_by_step")
-    band = b.floats(f"{name}.window", window_matrix(b.time_steps, window))
-    total = b.aux("MatMul", [band, split], name, "kv_of_window")
-    rows = (-1, heads, d, d) if groups == 1 else (-1, heads, groups, d, d)
-    return b.aux("MatMul", [b.reshape(total, rows, name, "kv_by_head"), q], name, "counts")
+    """Sum over the last `window` steps, as one product with a band of ones; a stream carries window - 1 steps."""
+    rows = (heads, d, d) if groups == 1 else (heads, groups, d, d)
+    steps, band = b.reshape(kv, (b.time_steps, -1), name, "kv_by_step"), window_matrix(b.time_steps, window)
+    if b.streams:
+        before = window - 1
+        past = b.state(f"{name}.kv", (before, *rows))
+        known = [b.steps_first(past.input, before, rows, name, "kv_before"), steps]
+        steps, band = (
+            b.aux("Concat", known, name, "kv_known", axis=0),
+            window_matrix(b.time_steps + before, window)[before:],
+        )
+        last = b.aux("Slice", [steps, b.ints(-before), b.ints(_END), b.ints(0)], name, "kv_last")
+        b.batch_first(last, before, rows, name, past.output)
+    total = b.aux("MatMul", [b.floats(f"{name}.window", band), steps], name, "kv_of_window")
+    return b.aux("MatMul", [b.reshape(total, (-1, *rows), name, "kv_by_head"), q], name, "counts")
 
 
 def window_matrix(time_steps: int, window: int) -> Array:

@@ -1,4 +1,4 @@
-"""The spiking graph as one ONNX model that takes the whole sequence (`sequence` layout, float32)."""
+"""The spiking graph as one ONNX model in float32, for the whole sequence or for a few steps of a stream."""
 
 import math
 from collections.abc import Callable, Container, Mapping
@@ -10,7 +10,7 @@ import onnx
 from statten_deploy.errors import ConfigError
 from statten_deploy.export.onnx import ops
 from statten_deploy.export.onnx.attention import emit_attention
-from statten_deploy.export.onnx.builder import Builder, Signal
+from statten_deploy.export.onnx.builder import Builder, Layout, Signal
 from statten_deploy.export.onnx.checks import refuse_loops, refuse_options, refuse_unknown
 from statten_deploy.export.onnx.files import write_metadata
 from statten_deploy.export.onnx.loops import FloatLoop
@@ -62,6 +62,7 @@ def build_onnx(
     dt: float | None = None,
     spike_counts: bool = False,
     metadata: Mapping[str, str] | None = None,
+    layout: Layout = "sequence",
 ) -> onnx.ModelProto:
     """Write a graph as ONNX: inputs and outputs as in docs/onnx.md, time unrolled, weights in float32.
 
@@ -71,6 +72,7 @@ def build_onnx(
         dt: seconds per step; by default what the hints say, else 1e-4.
         spike_counts: one more output ``spike_counts/<node>`` (int64 [batch]) for every spiking node.
         metadata: written into `metadata_props` beside the hints.
+        layout: one call for all T steps (``sequence``), or for `steps_per_call` of them (``stream``).
 
     Raises:
         ConfigError: no number of time steps, or values that make no sense.
@@ -89,7 +91,8 @@ def build_onnx(
     tasks = [task for task in make_schedule(graph).tasks if not isinstance(task, Sum)]
     order = [name for task in tasks for name in (task.names if isinstance(task, Loop) else (task.name,))]
     image = hints(graph).get("input") == "image"
-    b = Builder(shapes, time_steps, dt, terms_in_use(graph.nodes.values(), dt))
+    call_steps = steps_per_call(graph) if layout == "stream" else time_steps
+    b = Builder(shapes, call_steps, dt, terms_in_use(graph.nodes.values(), dt), layout)
     b.model.graph.name = str(hints(graph).get("name") or "graph")
     b.aliases = _aliases(graph, order, into)
     signals = _emit(b, graph, tasks, into, image=image)
@@ -97,8 +100,15 @@ def build_onnx(
         for name in order:
             if isinstance(graph.nodes[name], SPIKING):
                 emit_spike_count(b, b.unique(f"spike_counts/{name}"), signals[name])
-    write_metadata(b.model, graph, time_steps, dt, metadata or {}, flavour="float32")
+    b.declare_states()
+    write_metadata(b, graph, time_steps, dt, metadata or {}, flavour="float32")
     return b.model
+
+
+def steps_per_call(graph: nir.NIRGraph) -> int:
+    """Steps that one call of a stream takes: a whole block of every attention that has blocks, else one."""
+    nodes = graph.nodes.values()
+    return math.lcm(*(node.window for node in nodes if isinstance(node, STAttenAttention) and node.mode == "block"))
 
 
 def _time(graph: nir.NIRGraph, time_steps: int | None, dt: float | None) -> tuple[int, float]:

@@ -27,6 +27,21 @@ IR_VERSION = 9  # the first that knows opset 20; older runtimes refuse what they
 FUNCTION_DOMAIN = "statten"
 
 
+Layout = Literal["sequence", "stream"]
+"""``sequence``: a call takes all T steps and starts at rest. ``stream``: a call takes a few steps, and what neurons,
+delays, windows and means remember goes in and out as tensors."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What one call leaves for the next: an input and an output of the model, [batch, *shape], zeros at the start."""
+
+    input: str
+    output: str
+    shape: Shape
+    dtype: np.dtype[Any]
+
+
 @dataclass(frozen=True)
 class Signal:
     """A value of the ONNX graph that carries a signal of the spiking graph; `shape` is one step of one sample."""
@@ -43,9 +58,12 @@ class ModelWriter:
     Auxiliary nodes and values are called ``<name>/<what>``, weights ``<name>.<parameter>``.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape], time_steps: int) -> None:
+    def __init__(self, shapes: Mapping[str, Shape], time_steps: int, layout: Layout = "sequence") -> None:
         self.shapes = shapes  # of every graph node
-        self.time_steps = time_steps
+        self.time_steps = time_steps  # of one call
+        self.streams = layout == "stream"
+        self.states: list[State] = []
+        self._elapsed: State | None = None
         self.model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="statten-deploy")
         self.model.opset_import.add(domain="", version=OPSET)
         self.graph = self.model.graph
@@ -120,10 +138,13 @@ class ModelWriter:
             self._functions.add(function.name)
             self.model.functions.append(function)
 
-    def call(self, function: onnx.FunctionProto, inputs: Sequence[str], name: str) -> None:
+    def call(
+        self, function: onnx.FunctionProto, inputs: Sequence[str], name: str, more_outputs: Sequence[str] = ()
+    ) -> None:
         """`result` by a call of a model-local function."""
         self.register(function)
-        self.result(function.name, inputs, name, domain=FUNCTION_DOMAIN)
+        outputs = [self.result_name(name), *more_outputs]
+        self.append(function.name, inputs, outputs, name, domain=FUNCTION_DOMAIN)
 
     def reshape(self, value: str, shape: Sequence[int], name: str, what: str) -> str:
         """An auxiliary Reshape to constant sizes, one of them -1."""
@@ -136,14 +157,58 @@ class ModelWriter:
         zero = helper.make_tensor("zero", element, [1], [0])
         return self.aux("ConstantOfShape", [sizes], name, "zeros", value=zero)
 
+    # what is carried from call to call
+
+    def state(self, name: str, shape: Shape, dtype: DTypeLike = np.float32) -> State:
+        """Something carried from call to call, ``state/<name>`` in and ``next/<name>`` out; the caller computes it."""
+        state = State(self.unique(f"state/{name}"), self.unique(f"next/{name}"), shape, np.dtype(dtype))
+        self.states.append(state)
+        return state
+
+    def elapsed(self) -> State:
+        """Steps since the start, int64 [batch], before and after this call; one state for all who count."""
+        if self._elapsed is None:
+            self._elapsed = self.state("steps", (), np.int64)
+            inputs = [self._elapsed.input, self.ints(self.time_steps)]
+            self.append("Add", inputs, [self._elapsed.output], self.unique("steps"))
+        return self._elapsed
+
+    def declare_states(self) -> None:
+        """Make the states inputs and outputs of the model, behind the others."""
+        for state in self.states:
+            element = helper.np_dtype_to_tensor_dtype(state.dtype)
+            dims: list[str | int | None] = [BATCH, *state.shape]
+            self.model.graph.input.append(helper.make_tensor_value_info(state.input, element, dims))
+            self.model.graph.output.append(helper.make_tensor_value_info(state.output, element, dims))
+
+    def steps_first(self, value: str, steps: int, shape: Shape, name: str, what: str) -> str:
+        """[batch, steps, *shape] as [steps, batch * size of shape]."""
+        if steps > 1:
+            value = self.aux("Transpose", [value], name, f"{what}_time_first", perm=[1, 0, *range(2, len(shape) + 2)])
+        return self.reshape(value, (steps, -1), name, what)
+
+    def batch_first(self, value: str, steps: int, shape: Shape, name: str, output: str) -> None:
+        """[steps, batch * size of shape] as [batch, steps, *shape], called `output`."""
+        what = self.unique(f"{name}/batch_first")
+        if steps == 1:
+            self.append("Reshape", [value, self.ints(-1, 1, *shape)], [output], what)
+            return
+        split = self.reshape(value, (steps, -1, *shape), name, "steps_apart")
+        self.append("Transpose", [split], [output], what, perm=[1, 0, *range(2, len(shape) + 2)])
+
 
 class Builder(ModelWriter):
     """The model of a float graph under construction."""
 
     def __init__(
-        self, shapes: Mapping[str, Shape], time_steps: int, dt: float, terms: Mapping[str, frozenset[str]]
+        self,
+        shapes: Mapping[str, Shape],
+        time_steps: int,
+        dt: float,
+        terms: Mapping[str, frozenset[str]],
+        layout: Layout = "sequence",
     ) -> None:
-        super().__init__(shapes, time_steps)
+        super().__init__(shapes, time_steps, layout)
         self.dt = dt
         self.terms = terms  # parameters that the neuron functions take, by function name
         self._sums: dict[tuple[str, ...], Signal] = {}
@@ -227,6 +292,14 @@ class FunctionBody:
     def name_last(self, output: str) -> None:
         """Call the output of the node written last `output`."""
         self.nodes[-1].output[0] = output
+
+    def rename(self, value: str, output: str) -> None:
+        """Call `value` `output` wherever it is written or read."""
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                for index, name in enumerate(names):
+                    if name == value:
+                        names[index] = output
 
     def function(
         self, name: str, inputs: Sequence[str], text: str, outputs: Sequence[str] = ("y",)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from statten_deploy.errors import ConfigError, UnsupportedError
+from statten_deploy.export.onnx.builder import BATCH, ModelWriter
 from statten_deploy.ir.graph import hints
 
 LARGEST_FILE = (1 << 31) - 1
@@ -19,7 +20,7 @@ LARGEST_FILE = (1 << 31) - 1
 
 
 def write_metadata(
-    model: onnx.ModelProto,
+    b: ModelWriter,
     graph: nir.NIRGraph,
     time_steps: int,
     dt: float,
@@ -29,8 +30,8 @@ def write_metadata(
 ) -> None:
     """Fill `metadata_props`: the graph's hints (numbers and text as text, the rest as JSON), then `metadata`.
 
-    ``layout``, ``flavour``, ``time_steps``, ``dt`` and ``input`` describe the file itself and are always those it was
-    built with.
+    ``layout``, ``flavour``, ``time_steps``, ``dt``, ``input`` and, of a stream, ``steps_per_call`` and ``states``
+    describe the file itself and are always those it was built with.
 
     Raises:
         ConfigError: `metadata` contradicts them, or holds something that is not text.
@@ -38,12 +39,17 @@ def write_metadata(
     found = hints(graph)
     entries = {str(key): _text(value) for key, value in found.items()}
     own = {
-        "layout": "sequence",
+        "layout": "stream" if b.streams else "sequence",
         "flavour": flavour,
         "time_steps": str(time_steps),
         "dt": repr(dt),
         "input": "image" if found.get("input") == "image" else "frames",
     }
+    if b.streams:
+        states = [
+            {"input": s.input, "output": s.output, "dtype": s.dtype.name, "shape": [BATCH, *s.shape]} for s in b.states
+        ]
+        own |= {"steps_per_call": str(b.time_steps), "states": json.dumps(states)}
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ConfigError(f"metadata {key!r}: {value!r}: ONNX metadata is text; write keys and values as str")
@@ -51,7 +57,7 @@ def write_metadata(
             raise ConfigError(f"metadata {key!r} is {value!r}, but the model was built with {own[key]!r}; leave it out")
     entries |= {**metadata, **own}
     for key in sorted(entries):
-        model.metadata_props.add(key=key, value=entries[key])
+        b.model.metadata_props.add(key=key, value=entries[key])
 
 
 def _text(value: Any) -> str:

@@ -158,6 +158,7 @@ class Neuron:
     parameters: Callable[[Any, float], dict[str, Array]]
     spiking: bool
     equation: str
+    states: State = ("v",)
 
     @property
     def states(self) -> State:
@@ -173,10 +174,12 @@ _FIRE = ";  y = v > v_threshold;  v = v_reset where y"
 NEURONS: dict[type[nir.NIRNode], Neuron] = {
     nir.LIF: Neuron("LIF", _lif, lambda n, dt: {**_leaky(n, dt), **_firing(n)}, True, _LEAKY + _FIRE),
     nir.IF: Neuron("IF", _if, lambda n, dt: {"gain": _gain(dt, n.r), **_firing(n)}, True, _INTEGRATE + _FIRE),
-    nir.CubaLIF: Neuron("CubaLIF", _cuba_lif, lambda n, dt: {**_cuba(n, dt), **_firing(n)}, True, _SYNAPSE + _FIRE),
+    nir.CubaLIF: Neuron(
+        "CubaLIF", _cuba_lif, lambda n, dt: {**_cuba(n, dt), **_firing(n)}, True, _SYNAPSE + _FIRE, ("i", "v")
+    ),
     nir.LI: Neuron("LI", _li, _leaky, False, _LEAKY + ";  y = v"),
     nir.I: Neuron("I", _i, lambda n, dt: {"gain": _gain(dt, n.r)}, False, _INTEGRATE + ";  y = v"),
-    nir.CubaLI: Neuron("CubaLI", _cuba_li, _cuba, False, _SYNAPSE + ";  y = v"),
+    nir.CubaLI: Neuron("CubaLI", _cuba_li, _cuba, False, _SYNAPSE + ";  y = v", ("i", "v")),
 }
 """Every neuron type with a membrane."""
 
@@ -205,37 +208,59 @@ def emit_neuron(b: Builder, name: str, node: nir.NIRNode, current: Signal) -> Si
     neuron = NEURONS[type(node)]
     terms = b.terms[neuron.name]
     parameters = {key: value for key, value in neuron.parameters(node, b.dt).items() if key in terms}
-    function = neuron_function(neuron, b.time_steps, tuple(parameters), held=current.time == "held")
-    values = [b.floats(f"{name}.{key}", compact(value)) for key, value in parameters.items()]
-    b.call(function, [current.value, *values], name)
+    held = current.time == "held"
+    function = neuron_function(neuron, b.time_steps, tuple(parameters), held=held, carried=b.streams)
+    values = {key: b.floats(f"{name}.{key}", compact(value)) for key, value in parameters.items()}
+    states = [b.state(f"{name}.{what}", current.shape) for what in neuron.states] if b.streams else []
+    before = [state.input for state in states]
+    if states and "v_leak" in values:
+        before[-1] = _from_rest(b, name, before[-1], values["v_leak"], len(current.shape))
+    b.call(function, [current.value, *before, *values.values()], name, [state.output for state in states])
     return b.declare(name, current.shape, "steps")
 
 
-def neuron_function(neuron: Neuron, time_steps: int, terms: tuple[str, ...], *, held: bool) -> FunctionProto:
-    """The function of a neuron type over `time_steps` steps, with the parameters `terms` as inputs."""
+def _from_rest(b: Builder, name: str, v: str, v_leak: str, rank: int) -> str:
+    """The membrane before the call: at rest where nothing came before, since states start as zeros."""
+    fresh = b.aux("Equal", [b.elapsed().input, b.ints(0)], name, "fresh")
+    column = b.reshape(fresh, (-1, *(1,) * rank), name, "fresh_sample")
+    return b.aux("Where", [column, v_leak, v], name, "v")
+
+
+def neuron_function(
+    neuron: Neuron, time_steps: int, terms: tuple[str, ...], *, held: bool, carried: bool = False
+) -> FunctionProto:
+    """The function of a neuron type over `time_steps` steps, with the parameters `terms` as inputs.
+
+    `carried`: its state is an input and, after the last step, an output.
+    """
     body = Body(frozenset(terms))
     if held or time_steps == 1:
         currents = ["x"] * time_steps
     else:
         currents = [f"x_{t}" for t in range(time_steps)]
         body.nodes.append(helper.make_node("Split", ["x"], currents, name="steps", axis=0, num_outputs=time_steps))
-    state: State = ()
+    before: State = neuron.states if carried else ()
+    state = before
     outputs = []
     for t, current in enumerate(currents):
         output, state = neuron.step(body, current, state, t)
         outputs.append(output)
     if neuron.spiking:
-        # The reset after the last step leads nowhere.
-        while body.nodes[-1].output[0] != outputs[-1]:
+        # The reset after the last step leads nowhere, unless to the next call.
+        while not carried and body.nodes[-1].output[0] != outputs[-1]:
             body.nodes.pop()
         body.op("Cast", [body.op("Concat", outputs, "fired", axis=0)], "y", to=TensorProto.FLOAT)
     else:
         body.op("Concat", outputs, "y", axis=0)
     layout = "x: [batch, ...], the same at every step" if held else "x: [steps*batch, ...], time-major"
+    for what, value in zip(before, state, strict=False):
+        body.rename(value, f"{what}_next")
+    carrying = f"\n{', '.join(before)}: [batch, ...], zeros at the start" if before else ""
     return body.function(
         neuron.name + ("Held" if held else ""),
-        ["x", *terms],
-        f"{time_steps} steps of: {neuron.equation}\n{layout}; y: [steps*batch, ...], time-major",
+        ["x", *before, *terms],
+        f"{time_steps} steps of: {neuron.equation}\n{layout}; y: [steps*batch, ...], time-major{carrying}",
+        ["y", *(f"{what}_next" for what in before)],
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import nir
 import numpy as np
+from onnx import TensorProto
 
 from statten_deploy.export.onnx.builder import BATCH, Array, Builder, Shape, Signal, compact, float_value
 from statten_deploy.ir.nodes import SpikeAnd, TokenMaxPool
@@ -176,11 +177,29 @@ def emit_spike_and(b: Builder, name: str, node: SpikeAnd, a: Signal, other: Sign
 
 
 def emit_temporal_mean(b: Builder, name: str, node: nir.NIRNode, x: Signal) -> Signal:
-    """``y = (1/T) Σ_t x[t]``."""
+    """``y = (1/T) Σ_t x[t]``; in a stream, the mean over the steps so far."""
+    if b.streams and x.time != "final":
+        return _running_mean(b, name, b.stepped(x))
     if x.time != "steps":
         return b.main("Identity", [x.value], name, x.shape, "final")
     split = b.reshape(x.value, (b.time_steps, -1, *x.shape), name, "time_first")
     return b.main("ReduceMean", [split, b.ints(0)], name, x.shape, "final", keepdims=0)
+
+
+def _running_mean(b: Builder, name: str, x: Signal) -> Signal:
+    """Adds step after step, in the order in which a runtime sums over all of them, and divides by their number."""
+    state, steps = b.state(f"{name}.sum", x.shape), b.elapsed()
+    parts = [x.value]
+    if b.time_steps > 1:
+        parts = [b.unique(f"{name}/step_{t}") for t in range(b.time_steps)]
+        b.append("Split", [x.value], parts, b.unique(f"{name}/split"), axis=0, num_outputs=b.time_steps)
+    total = state.input
+    for part in parts[:-1]:
+        total = b.aux("Add", [total, part], name, "sum")
+    b.append("Add", [total, parts[-1]], [state.output], b.unique(f"{name}/total"))
+    count = b.aux("Cast", [steps.output], name, "count", to=TensorProto.FLOAT)
+    column = b.reshape(count, (-1, *(1,) * len(x.shape)), name, "count_of_sample")
+    return b.main("Div", [state.output, column], name, x.shape, "final")
 
 
 def delay_steps(delay: Array, dt: float) -> Array:
@@ -190,14 +209,32 @@ def delay_steps(delay: Array, dt: float) -> Array:
 
 def emit_delay(b: Builder, name: str, node: nir.Delay, x: Signal) -> Signal:
     """``y[t] = x[t - d]``, 0 before; elements may have delays of their own."""
-    x = b.stepped(x)
-    steps = np.minimum(delay_steps(node.delay, b.dt), b.time_steps)
+    x, steps = b.stepped(x), delay_steps(node.delay, b.dt)
+    if not b.streams:
+        steps = np.minimum(steps, b.time_steps)
+    longest = int(steps.max(initial=0))
     split = b.reshape(x.value, (b.time_steps, -1, *x.shape), name, "time_first")
+    known = _carried_past(b, name, split, x.shape, longest) if b.streams and longest else ""
     total = ""
     for d in np.unique(steps).tolist():
-        # Pad with d zero steps in front and cut d steps off the end.
-        part = b.aux("Pad", [split, b.ints(d, -d), "", b.ints(0)], name, f"by_{d}") if d else split
+        if d == 0:
+            part = split
+        elif known:
+            first, end = b.ints(longest - d), b.ints(longest - d + b.time_steps)
+            part = b.aux("Slice", [known, first, end, b.ints(0)], name, f"by_{d}")
+        else:  # pad with d zero steps in front and cut d steps off the end
+            part = b.aux("Pad", [split, b.ints(d, -d), "", b.ints(0)], name, f"by_{d}")
         if steps.size > 1 and np.any(steps != steps.flat[0]):
             part = b.aux("Mul", [part, b.floats(f"{name}.where_{d}", steps == d)], name, f"part_{d}")
         total = b.aux("Add", [total, part], name, "sum") if total else part
     return b.main("Reshape", [total, b.ints(-1, *x.shape)], name, x.shape, "steps")
+
+
+def _carried_past(b: Builder, name: str, split: str, shape: Shape, longest: int) -> str:
+    """The last `longest` steps before this call and those of this call, [longest + steps, batch, ...]."""
+    state = b.state(f"{name}.past", (longest, *shape))
+    past = b.reshape(b.steps_first(state.input, longest, shape, name, "before"), (longest, -1, *shape), name, "past")
+    known = b.aux("Concat", [past, split], name, "known", axis=0)
+    last = b.aux("Slice", [known, b.ints(b.time_steps), b.ints(b.time_steps + longest), b.ints(0)], name, "last")
+    b.batch_first(last, longest, shape, name, state.output)
+    return known

@@ -105,7 +105,7 @@ def build_integer_onnx(
     if spike_counts:
         for name in (name for name in currents if isinstance(graph.nodes[name], IntegerLIF)):
             emit_spike_count(b, b.unique(f"spike_counts/{name}"), signals[name])
-    write_metadata(b.model, graph, time_steps, dt, metadata or {}, flavour=FLAVOUR)
+    write_metadata(b, graph, time_steps, dt, metadata or {}, flavour=FLAVOUR)
     return b.model
 
 
