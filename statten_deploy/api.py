@@ -107,13 +107,22 @@ def export_nir(
 
 
 def export_onnx(
-    model: Model, path: str | Path, *, spike_counts: bool = False, **common: Unpack[Common]
+    model: Model,
+    path: str | Path,
+    *,
+    spike_counts: bool = False,
+    layout: Literal["sequence", "stream"] = "sequence",
+    **common: Unpack[Common],
 ) -> ExportResult:
-    """Write an ONNX file (float32, sequence layout) with its sidecar, verified in onnxruntime. Raises as `export_nir`.
+    """Write an ONNX file in float32 with its sidecar, verified in onnxruntime. Raises as `export_nir`.
 
-    `spike_counts` adds one int64 output [batch] per neuron layer, ``spike_counts/<layer>``.
+    `spike_counts` adds one int64 output [batch] per neuron layer, ``spike_counts/<layer>``. `layout`: one call for all
+    T steps, or one for each chunk of a stream, with states in and out (docs/onnx.md).
     """
-    return export(model, "onnx", path, flags={"spike_counts": True} if spike_counts else {}, **common)
+    flags: dict[str, Any] = {"spike_counts": True} if spike_counts else {}
+    if layout != "sequence":
+        flags["layout"] = layout
+    return export(model, "onnx", path, flags=flags, **common)
 
 
 def export_onnx_int8(
@@ -340,6 +349,7 @@ def _sidecar(
         "latency_steps": written.latency_steps,
         "notes": list(written.notes),
         "input": {"name": input_names(source.graph)[0], "shape": ["batch", *source.input_shape]},
+        **written.sidecar,
         "outputs": output_names(subject.graph),
         "quantisation": report.to_dict() if report else quantisation,
         "verification": agreement.summary() if agreement else None,

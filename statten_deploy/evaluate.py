@@ -132,11 +132,10 @@ def _open_onnx(path: Path) -> tuple[Executor, InputSpec]:
     executor: OnnxExecutor | OnnxIntegerExecutor = OnnxExecutor(path, spikes=True)
     if executor.metadata.get("flavour") == "integer":
         executor = OnnxIntegerExecutor(path)
-    shape = executor.input.shape[1:]
-    if not all(isinstance(size, int) for size in shape):
-        raise InputError(
-            f"{path}: input {executor.input.name!r} has no fixed sample shape; export it with statten-export"
-        )
+    shape = [size for size in executor.file.sample_shape if size is not None]
+    if len(shape) < len(executor.file.sample_shape):
+        name = executor.file.input.name
+        raise InputError(f"{path}: input {name!r} has no fixed sample shape; export it with statten-export")
     classes = executor.metadata.get("classes", "")
     return executor, InputSpec(tuple(shape), int(classes) if classes.isdigit() else None)
 

@@ -1,5 +1,6 @@
 """Every artefact that can be written: how, under which name, and how to run what was written."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import nir
 
 from statten_deploy.compare.circuits import CircuitExecutor
-from statten_deploy.compare.executors import Executor, GraphExecutor, OnnxExecutor, OnnxIntegerExecutor
+from statten_deploy.compare.executors import Executor, GraphExecutor, OnnxExecutor, OnnxIntegerExecutor, graph_input
 from statten_deploy.compare.integers import FixedExecutor, LavaExecutor, NetxExecutor
 from statten_deploy.errors import StattenError, UnsupportedError, VerificationError
 from statten_deploy.export.lava import write_bundle
@@ -17,10 +18,12 @@ from statten_deploy.export.netx import round_biases, sequential_part, write_netx
 from statten_deploy.export.nir import read_nir, write_nir
 from statten_deploy.export.onnx import build_onnx, save_onnx
 from statten_deploy.export.onnx.integer import build_integer_onnx
-from statten_deploy.ir import hints, verify
+from statten_deploy.ir import hints, input_names, verify
 from statten_deploy.passes import MARKER, MAX_CIRCUIT_NEURONS, circuit_cost, lower_to_circuits, raise_circuits
 from statten_deploy.quantize import Granularity
+from statten_deploy.runtime import Interface, read_facts
 from statten_deploy.source import Source
+from statten_deploy.train.data import DATASETS
 
 Target = Literal["nir", "onnx", "onnx-int8", "lava", "netx"]
 
@@ -38,7 +41,15 @@ class Subject:
     def metadata(self) -> dict[str, str]:
         """Where it comes from, for artefacts that can say so."""
         config = self.source.config.model_dump_json() if self.source.config else ""
-        return {"source_sha256": self.source.sha256 or "", "config": config}
+        known = {"input_range": json.dumps(self.input_range)} if self.input_range else {}
+        return {"source_sha256": self.source.sha256 or "", "config": config, **known}
+
+    @property
+    def input_range(self) -> list[float | None] | None:
+        """The values of its inputs, [low, high], where a built-in data set says so; None in it: no limit."""
+        if self.source.dataset not in DATASETS:
+            return None
+        return [0.0, 1.0] if graph_input(self.graph)[1] else [0.0, None]  # pixels, or events counted
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,8 @@ class Written:
     warnings: tuple[str, ...] = ()
     latency_steps: int = 0
     notes: tuple[str, ...] = ()
+    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    """What only this kind of artefact has to tell."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +91,11 @@ class TargetSpec:
     """What the format cannot hold of a quantised graph's numbers is rounded."""
 
 
-def default_name(target: Target, stem: str, bits: int | None) -> str:
-    """``digits.nir``, ``digits.4bit.nir`` for a NIR file of integers, ``digits.int8.onnx``."""
+def default_name(target: Target, stem: str, bits: int | None, layout: str = "sequence") -> str:
+    """``digits.nir``, ``digits.4bit.nir`` for a NIR file of integers, ``digits.int8.onnx``, ``digits.stream.onnx``."""
     spec = TARGETS[target]
     mark = "" if bits is None and "{bits}" in spec.mark else spec.mark.format(bits=bits)
-    return f"{stem}{mark}{spec.suffix}"
+    return f"{stem}{mark}{'.stream' if layout == 'stream' else ''}{spec.suffix}"
 
 
 def _write_nir(subject: Subject, path: Path) -> Written:
@@ -133,7 +146,20 @@ def _write_onnx(subject: Subject, path: Path) -> Written:
         subject.graph, time_steps=source.time_steps, dt=source.dt, metadata=subject.metadata, **subject.flags
     )
     save_onnx(model, path)
-    return Written()
+    return _written_onnx(subject, path)
+
+
+def _written_onnx(subject: Subject, path: Path) -> Written:
+    """How the file is called, as it says itself. Frames of a stream wait until a call has all of its steps."""
+    metadata = read_facts(path).metadata
+    told = Interface.of(metadata, path)
+    steps = () if told.held else (told.steps_per_call,)
+    shape = ["batch", *steps, *subject.source.frame_shape]
+    facts: dict[str, Any] = {"input": {"name": input_names(subject.graph)[0], "shape": shape}, "layout": told.layout}
+    if told.layout == "sequence":
+        return Written(sidecar=facts)
+    facts |= {"steps_per_call": told.steps_per_call, "states": json.loads(metadata["states"])}
+    return Written(latency_steps=0 if told.held else told.steps_per_call - 1, sidecar=facts)
 
 
 def _run_onnx(subject: Subject, path: Path) -> Executor:
@@ -142,7 +168,7 @@ def _run_onnx(subject: Subject, path: Path) -> Executor:
 
 def _write_integer_onnx(subject: Subject, path: Path) -> Written:
     save_onnx(build_integer_onnx(subject.graph, metadata=subject.metadata, **subject.flags), path)
-    return Written()
+    return _written_onnx(subject, path)
 
 
 def _run_integer_onnx(subject: Subject, path: Path) -> Executor:

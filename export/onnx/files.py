@@ -30,8 +30,8 @@ def write_metadata(
 ) -> None:
     """Fill `metadata_props`: the graph's hints (numbers and text as text, the rest as JSON), then `metadata`.
 
-    ``layout``, ``flavour``, ``time_steps``, ``dt``, ``input`` and, of a stream, ``steps_per_call`` and ``states``
-    describe the file itself and are always those it was built with.
+    ``layout``, ``flavour``, ``time_steps``, ``dt``, ``input`` and, of a stream, ``steps_per_call``, ``states`` and
+    ``step_outputs`` describe the file itself and are always those it was built with.
 
     Raises:
         ConfigError: `metadata` contradicts them, or holds something that is not text.
@@ -50,6 +50,7 @@ def write_metadata(
             {"input": s.input, "output": s.output, "dtype": s.dtype.name, "shape": [BATCH, *s.shape]} for s in b.states
         ]
         own |= {"steps_per_call": str(b.time_steps), "states": json.dumps(states)}
+        own["step_outputs"] = json.dumps([output.name for output in b.model.graph.output if _has_time_axis(b, output)])
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ConfigError(f"metadata {key!r}: {value!r}: ONNX metadata is text; write keys and values as str")
@@ -58,6 +59,12 @@ def write_metadata(
     entries |= {**metadata, **own}
     for key in sorted(entries):
         b.model.metadata_props.add(key=key, value=entries[key])
+
+
+def _has_time_axis(b: ModelWriter, output: onnx.ValueInfoProto) -> bool:
+    """Whether an output is [batch, steps, ...]: one axis more than a step of a sample and the batch."""
+    shape = b.shapes.get(output.name)
+    return shape is not None and len(output.type.tensor_type.shape.dim) == len(shape) + 2
 
 
 def _text(value: Any) -> str:

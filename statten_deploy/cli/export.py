@@ -48,6 +48,13 @@ class NirProfile(StrEnum):
     portable = "portable"
 
 
+class Layout(StrEnum):
+    """What one call of an ONNX file takes."""
+
+    sequence = "sequence"
+    stream = "stream"
+
+
 class GranularityChoice(StrEnum):
     """What shares one scale."""
 
@@ -85,6 +92,9 @@ def export(
     spike_counts: Annotated[
         bool, typer.Option("--spike-counts", help="onnx, onnx-int8: one more output per neuron layer, its spikes.")
     ] = False,
+    layout: Annotated[
+        Layout, typer.Option(help="onnx: one call for all steps, or one for each chunk of a stream, with states.")
+    ] = Layout.sequence,
     attention: Annotated[
         Attention | None,
         typer.Option(help="nir: circuits of stock nodes, the compact form, or what fits (default auto)."),
@@ -111,6 +121,8 @@ def export(
     """
     if spike_counts and target not in (Target.onnx, Target.onnx_int8):
         raise UsageError("--spike-counts belongs to --target onnx and onnx-int8")
+    if layout is not Layout.sequence and target is not Target.onnx:
+        raise UsageError("--layout belongs to --target onnx")
     if until is not None and target is not Target.netx:
         raise UsageError("--until belongs to --target netx")
     circuit_options = {
@@ -123,6 +135,8 @@ def export(
         raise UsageError("--attention, --nir-profile and --max-circuit-neurons belong to --target nir without --bits")
     if spike_counts:
         flags["spike_counts"] = True
+    if layout is not Layout.sequence:
+        flags["layout"] = layout.value
     if until:
         flags["until"] = until
     if no_verify and samples is not None:
@@ -135,7 +149,7 @@ def export(
     result = write(
         model,
         target.value,
-        out or Path(default_name(target.value, stem(model), bits)),
+        out or Path(default_name(target.value, stem(model), bits, layout.value)),
         config=read_config_values(config) if config else None,
         time_steps=time_steps,
         dt=dt,

@@ -1,6 +1,6 @@
 """One way to run anything: the torch network, a graph, a NIR file, an ONNX file. All take the graph's own input."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import nir
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from statten_deploy.export.onnx.integer import Probes, with_probes
 from statten_deploy.ir import hints, input_names, is_cyclic, predecessors
 from statten_deploy.models.neurons import LIF
 from statten_deploy.models.statten import STAtten
+from statten_deploy.runtime import Interface, OnnxRuntimeEngine
 from statten_deploy.simulate import Simulator
 
 Array = NDArray[np.float32]
@@ -181,19 +181,78 @@ def _distance(v: NDArray[Any], threshold: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(np.abs(v.astype(np.float64) - threshold) / np.maximum(np.abs(threshold), 1e-3))
 
 
+class OnnxFile:
+    """An ONNX file in onnxruntime, called with whole samples: a stream is called again and again, from rest."""
+
+    def __init__(self, path: Path, prepare: Callable[[onnx.ModelProto], onnx.ModelProto] | None) -> None:
+        """`prepare` changes the model before it is loaded.
+
+        Raises:
+            InputError: not a model that onnxruntime can load, or not one float32 input with a free batch axis.
+        """
+        try:
+            model = prepare(onnx.load(str(path))).SerializeToString() if prepare else path
+        except Exception as error:  # protobuf has no common exception type
+            detail = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: not an ONNX file that onnxruntime can load ({detail})") from None
+        self.engine = OnnxRuntimeEngine(model, where=path)
+        self.metadata: Mapping[str, str] = self.engine.session.get_modelmeta().custom_metadata_map
+        streams = self.metadata.get("layout") == "stream"
+        self.interface = Interface.of(self.metadata, path) if streams else None
+        states = {state.input for state in self.interface.states} if self.interface else set()
+        inputs = [port for port in self.engine.inputs if port.name not in states]
+        if len(inputs) != 1 or inputs[0].dtype != np.float32 or inputs[0].shape[0] is not None:
+            kinds = "; ".join(f"{port.name}: {port.dtype} {list(port.shape)}" for port in inputs)
+            raise InputError(
+                f"{path}: expected one float32 input with a free batch axis, found {kinds}; "
+                "write the file with statten-export"
+            )
+        self.input = inputs[0]
+        self.output_names = [port.name for port in self.engine.outputs]
+        if self.interface:
+            hidden = {state.output for state in self.interface.states}
+            self.output_names = [name for name in self.output_names if name not in hidden]
+
+    @property
+    def sample_shape(self) -> tuple[int | None, ...]:
+        """Shape of one sample: an image, or all T frames."""
+        shape = self.input.shape[1:]
+        return shape if self.interface is None or self.interface.held else (self.interface.time_steps, *shape[1:])
+
+    def run(self, names: list[str], x: Array, time_major: Container[str] = ()) -> dict[str, NDArray[Any]]:
+        """The named outputs for whole samples; those in `time_major` are [steps of a call * batch, ...].
+
+        Raises:
+            InputError: onnxruntime refuses the batch.
+        """
+        told = self.interface
+        if told is None:
+            return self.engine.run({self.input.name: x}, names)
+        states, calls = told.zero_states(len(x)), []
+        for part in told.parts(x):
+            wanted = [*names, *(state.output for state in told.states)]
+            values = self.engine.run({self.input.name: np.ascontiguousarray(part), **states}, wanted)
+            states = told.next_states(values)
+            calls.append(values)
+        return {
+            name: np.concatenate(parts) if name in time_major else told.join(name, parts)
+            for name in names
+            if (parts := [values[name] for values in calls])
+        }
+
+
 class OnnxExecutor:
     """onnxruntime on a float ONNX file. With `spikes`, every neuron layer's output is read out too."""
 
     def __init__(self, path: Path, *, spikes: bool = False) -> None:
         self.name = "onnx"
         self.layers: dict[str, str] = {}
-        self.session = open_onnx(path, self._with_spike_outputs if spikes else None)
-        self.metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
-        self.input = self.session.get_inputs()[0]
-        self.output_names = [output.name for output in self.session.get_outputs() if output.name not in self.layers]
+        self.file = OnnxFile(path, self._with_spike_outputs if spikes else None)
+        self.metadata = self.file.metadata
+        self.output_names = [name for name in self.file.output_names if name not in self.layers]
 
     def run(self, x: Array) -> Execution:
-        values = run_onnx(self.session, [*self.output_names, *self.layers], x)
+        values = self.file.run([*self.output_names, *self.layers], x, self.layers)
         spikes = {}
         for value, layer in self.layers.items():
             flat = values[value]  # [T·B, ...]
@@ -215,18 +274,17 @@ class OnnxIntegerExecutor:
         self.name = "onnx-int8"
         self.membranes = membranes
         self.probes = Probes()
-        self.session = open_onnx(path, self._with_probes)
-        self.metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
-        self.input = self.session.get_inputs()[0]
+        self.file = OnnxFile(path, self._with_probes)
+        self.metadata = self.file.metadata
         shown = {*self.probes.spikes.values(), *self.probes.membranes.values(), *self.probes.integers.values()}
-        self.output_names = [output.name for output in self.session.get_outputs() if output.name not in shown]
+        self.output_names = [name for name in self.file.output_names if name not in shown]
 
     def run(self, x: Array) -> IntegerExecution:
         spikes, membranes, integers = self.probes.spikes, self.probes.membranes, self.probes.integers
         if not self.membranes:
             membranes = {}
         names = [*self.output_names, *spikes.values(), *membranes.values(), *integers.values()]
-        values = run_onnx(self.session, names, x)
+        values = self.file.run(names, x, {*spikes.values(), *membranes.values()})
         outputs = {name: values[name] for name in self.output_names}
         whole = {name: values[integers[name]] if name in integers else value for name, value in outputs.items()}
         return IntegerExecution(
@@ -239,42 +297,6 @@ class OnnxIntegerExecutor:
     def _with_probes(self, model: onnx.ModelProto) -> onnx.ModelProto:
         probed, self.probes = with_probes(model)
         return probed
-
-
-def open_onnx(path: Path, prepare: Callable[[onnx.ModelProto], onnx.ModelProto] | None) -> ort.InferenceSession:
-    """A session on the CPU; `prepare` changes the model before it is loaded.
-
-    Raises:
-        InputError: not a model that onnxruntime can load, or not one float32 input with a free batch axis.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        model = prepare(onnx.load(str(path))).SerializeToString() if prepare else str(path)
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # neither protobuf nor onnxruntime has a common exception type
-        detail = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not an ONNX file that onnxruntime can load ({detail})") from None
-    inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or isinstance(inputs[0].shape[0], int):
-        kinds = "; ".join(f"{item.name}: {item.type} {item.shape}" for item in inputs)
-        raise InputError(
-            f"{path}: expected one float32 input with a free batch axis, found {kinds}; "
-            "write the file with statten-export"
-        )
-    return session
-
-
-def run_onnx(session: ort.InferenceSession, names: list[str], x: Array) -> dict[str, NDArray[Any]]:
-    """The named outputs for one batch.
-
-    Raises:
-        InputError: onnxruntime refuses the batch.
-    """
-    try:
-        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: x}), strict=True))
-    except Exception as error:  # as above
-        raise InputError(f"onnxruntime cannot run the model: {' '.join(str(error).split())[:200]}") from None
 
 
 def graph_input(graph: nir.NIRGraph) -> tuple[tuple[int, ...], bool]:

@@ -1,0 +1,201 @@
+"""What runs a file: onnxruntime, or OpenVINO where it is installed. Both are imported when first used.
+
+An engine is made once from a file and its options and may be called from several threads at a time.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from statten_deploy.errors import InputError
+from statten_deploy.runtime.metadata import read_facts
+
+Array = NDArray[Any]
+
+OPENVINO_FLAVOURS = frozenset({"qdq"})
+"""Flavours that are written for OpenVINO and run there first."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run; None leaves it to the engine. `provider`: an execution provider, or a device of OpenVINO."""
+
+    threads: int | None = None
+    provider: str | None = None
+    arena: bool | None = None
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: name, type, and sizes, None where any goes."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+
+class Engine(Protocol):
+    """Runs one file."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs for one batch of inputs, as new arrays."""
+
+
+def choose_engine(flavour: str, wanted: str | None) -> str:
+    """The engine asked for, else the one the flavour is made for where that is installed, else onnxruntime.
+
+    Raises:
+        InputError: no such engine, or not installed.
+    """
+    if wanted is None:
+        return "openvino" if flavour in OPENVINO_FLAVOURS and find_spec("openvino") else "onnxruntime"
+    if wanted not in ENGINES:
+        raise InputError(f"engine {wanted!r}: expected {' or '.join(ENGINES)}")
+    if find_spec(wanted) is None:
+        raise InputError(f"engine {wanted!r} is not installed; pip install {wanted}")
+    return wanted
+
+
+def _brief(error: Exception) -> str:
+    """The last words of an engine's message, on one line."""
+    return " ".join(str(error).split())[-200:]
+
+
+# onnxruntime
+
+_ONNX_TYPES = {"float": "float32", "double": "float64", "float16": "float16"}
+
+
+class OnnxRuntimeEngine:
+    """onnxruntime. Runs from several threads share the session's thread pool."""
+
+    def __init__(self, model: Path | bytes, options: Options = Options(), where: object = None) -> None:
+        """Load a file, or a model in memory that `where` names in messages.
+
+        Raises:
+            InputError: the provider is not available, or onnxruntime cannot load the model.
+        """
+        import onnxruntime as ort
+
+        provider = options.provider or "CPUExecutionProvider"
+        if provider not in ort.get_available_providers():
+            raise InputError(
+                f"provider {provider!r} is not in this onnxruntime; it has {', '.join(ort.get_available_providers())}"
+            )
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+        if options.arena is not None:
+            settings.enable_cpu_mem_arena = settings.enable_mem_pattern = options.arena
+        source = model if isinstance(model, bytes) else str(model)
+        try:
+            self.session = ort.InferenceSession(source, settings, providers=[provider])
+        except Exception as error:  # onnxruntime has no common exception type
+            name = where if where is not None else source
+            raise InputError(f"{name}: not an ONNX file that onnxruntime can load ({_brief(error)})") from None
+        self.inputs = tuple(map(_port, self.session.get_inputs()))
+        self.outputs = tuple(map(_port, self.session.get_outputs()))
+        self._names = [port.name for port in self.outputs]
+
+    def run(self, feeds: Mapping[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
+        """All outputs, or those in `names`."""
+        wanted = self._names if names is None else list(names)
+        try:
+            return dict(zip(wanted, self.session.run(wanted, feeds), strict=True))
+        except Exception as error:  # as above
+            raise InputError(f"onnxruntime cannot run the model: {_brief(error)}") from None
+
+
+def _port(argument: Any) -> Port:
+    kind = argument.type.removeprefix("tensor(").removesuffix(")")
+    sizes = tuple(size if isinstance(size, int) else None for size in argument.shape)
+    return Port(argument.name, np.dtype(_ONNX_TYPES.get(kind, kind)), sizes)
+
+
+# OpenVINO
+
+
+class OpenVinoEngine:
+    """OpenVINO, in float32: a lower precision would move membranes across thresholds. One request per running call."""
+
+    def __init__(self, model: Path, options: Options) -> None:
+        """Load a file.
+
+        Raises:
+            InputError: no such device, an option of onnxruntime, or OpenVINO cannot load the file.
+        """
+        import openvino
+
+        if options.arena is not None:
+            raise InputError("arena belongs to engine 'onnxruntime'; leave it out")
+        device = options.provider or "CPU"
+        core = openvino.Core()
+        if device.split(":")[0].split(".")[0] not in {"AUTO", *core.available_devices}:
+            raise InputError(
+                f"provider {device!r} is not a device of this OpenVINO; it has {', '.join(core.available_devices)}"
+            )
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if options.threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = options.threads
+        try:
+            self._compiled = core.compile_model(_read_for_openvino(core, model), device, settings)
+        except InputError:
+            raise
+        except Exception as error:  # RuntimeError and others, by plugin
+            raise InputError(f"{model}: not an ONNX file that OpenVINO can load ({_brief(error)})") from None
+        self.inputs = tuple(map(_openvino_port, self._compiled.inputs))
+        self.outputs = tuple(map(_openvino_port, self._compiled.outputs))
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            request = self._idle.get_nowait()
+        except Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            values = request.infer(dict(feeds))
+            return {port.name: values[index].copy() for index, port in enumerate(self.outputs)}
+        except Exception as error:  # as above
+            raise InputError(f"OpenVINO cannot run the model: {_brief(error)}") from None
+        finally:
+            self._idle.put(request)
+
+
+def _read_for_openvino(core: Any, path: Path) -> Any:
+    """OpenVINO knows no model-local functions; onnxruntime writes them out when it loads a file, and can save that."""
+    if not read_facts(path).functions:
+        return core.read_model(path)
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # standard operators only
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "model.onnx"
+        settings.optimized_model_filepath = str(plain)
+        ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        return core.read_model(plain)
+
+
+def _openvino_port(port: Any) -> Port:
+    sizes = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
+    own = port.node.friendly_name.removesuffix("/sink_port_0")  # a value can have further names inside the model
+    return Port(own if own in port.get_names() else port.any_name, np.dtype(port.get_element_type().to_dtype()), sizes)
+
+
+ENGINES: dict[str, Callable[[Path, Options], Engine]] = {
+    "onnxruntime": OnnxRuntimeEngine,
+    "openvino": OpenVinoEngine,
+}
+"""Every engine, by the name of the package it needs."""
