@@ -165,7 +165,7 @@ class OpenVinoEngine:
             request = self._compiled.create_infer_request()
         try:
             values = request.infer(dict(feeds))
-            return {port.name: values[index].copy() for index, port in enumerate(self.outputs)}
+            return {port.name: values[index] for index, port in enumerate(self.outputs)}
         except Exception as error:  # as above
             raise InputError(f"OpenVINO cannot run the model: {_brief(error)}") from None
         finally:

@@ -1,6 +1,7 @@
 """Building, checking and running exported models, and small graphs to export."""
 
 import itertools
+import json
 from typing import Any
 
 import nir
@@ -192,3 +193,33 @@ def network_input(graph: nir.NIRGraph, batch: int, seed: int = 1, exact: bool = 
     if name == "frames":
         return {name: rng.poisson(0.7, (batch, graph.metadata["statten"]["time_steps"], *shape)).astype(F32)}
     return {name: eighths(rng, batch, *shape, low=0) if exact else rng.random((batch, *shape), dtype=F32)}
+
+
+def chained(
+    model: onnx.ModelProto,
+    feeds: dict[str, np.ndarray],
+    time_steps: int,
+    call: Any = None,
+) -> list[dict[str, np.ndarray]]:
+    """A model in the stream layout, call after call over `time_steps` steps; what each call gave, states included.
+
+    Written without the runtime. `call`: (feeds of one call) -> outputs; onnxruntime by default.
+    """
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    steps, states = int(told["steps_per_call"]), json.loads(told["states"])
+    if call is None:
+        ready = session(model)
+        names = [output.name for output in ready.get_outputs()]
+
+        def call(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return dict(zip(names, ready.run(names, given), strict=True))
+
+    batch = len(next(iter(feeds.values())))
+    carried = {s["input"]: np.zeros((batch, *s["shape"][1:]), s["dtype"]) for s in states}
+    held = told["input"] == "image"
+    results = []
+    for start in range(0, time_steps, steps):
+        part = {name: x if held else np.ascontiguousarray(x[:, start : start + steps]) for name, x in feeds.items()}
+        results.append(call({**part, **carried}))
+        carried = {s["input"]: results[-1][s["output"]] for s in states}
+    return results
