@@ -49,6 +49,7 @@ bench: setup
 	$(BIN)/python benchmarks/quantisation.py --engines
 	$(BIN)/python benchmarks/integer_onnx.py
 	$(BIN)/python benchmarks/lava.py
+	$(BIN)/python benchmarks/runtime.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

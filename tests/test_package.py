@@ -52,6 +52,7 @@ def test_wheel_holds_only_statten_deploy(tmp_path: Path) -> None:
         "statten_deploy/models/zoo/digits.ckpt",
         "statten_deploy/export/onnx/build.py",
         "statten_deploy/export/nir/__init__.py",
+        "statten_deploy/runtime/session.py",
         "statten_deploy/energy/profiles/loihi1.toml",
         "statten_deploy/energy/chips/loihi2.toml",
         "statten_deploy/compare/report/templates/report.html",
