@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from statten_deploy.version import __version__
 
 if TYPE_CHECKING:
+    from statten_deploy import runtime
     from statten_deploy.api import (
         ExportOptions,
         ExportResult,
@@ -38,6 +39,7 @@ _HOME: dict[str, str] = {
     "load_checkpoint": "statten_deploy.models.checkpoint",
     "load_model": "statten_deploy.models.checkpoint",
     "read_nir": "statten_deploy.export.nir",
+    "runtime": "statten_deploy.runtime",
 }
 
 __all__ = [
@@ -55,12 +57,14 @@ __all__ = [
     "load_checkpoint",
     "load_model",
     "read_nir",
+    "runtime",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        home = import_module(_HOME[name])
+        return home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -106,6 +106,12 @@ def test_threads_and_arena_reach_onnxruntime(artefact) -> None:
         assert settings.enable_mem_pattern is arena
 
 
+def test_threads_and_precision_reach_openvino(artefact) -> None:
+    compiled = load(artefact("frames"), engine="openvino", threads=1)._ready._compiled
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+
+
 def test_the_engine_follows_the_flavour_and_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_engine("float32", None) == choose_engine("integer", None) == "onnxruntime"
     assert choose_engine("qdq", None) == "openvino"
