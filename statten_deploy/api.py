@@ -119,17 +119,24 @@ def export_onnx(
     `spike_counts` adds one int64 output [batch] per neuron layer, ``spike_counts/<layer>``. `layout`: one call for all
     T steps, or one for each chunk of a stream, with states in and out (docs/onnx.md).
     """
-    flags: dict[str, Any] = {"spike_counts": True} if spike_counts else {}
-    if layout != "sequence":
-        flags["layout"] = layout
-    return export(model, "onnx", path, flags=flags, **common)
+    return export(model, "onnx", path, flags=_onnx_flags(spike_counts, layout), **common)
 
 
 def export_onnx_int8(
-    model: Model, path: str | Path, *, spike_counts: bool = False, **common: Unpack[Common]
+    model: Model,
+    path: str | Path,
+    *,
+    spike_counts: bool = False,
+    layout: Literal["sequence", "stream"] = "sequence",
+    **common: Unpack[Common],
 ) -> ExportResult:
     """Write an ONNX file of integers, equal to the integer reference. Otherwise as `export_onnx`."""
-    return export(model, "onnx-int8", path, flags={"spike_counts": True} if spike_counts else {}, **common)
+    return export(model, "onnx-int8", path, flags=_onnx_flags(spike_counts, layout), **common)
+
+
+def _onnx_flags(spike_counts: bool, layout: str) -> dict[str, Any]:
+    """Only what is not the default, for the sidecar."""
+    return {**({"spike_counts": True} if spike_counts else {}), **({"layout": layout} if layout != "sequence" else {})}
 
 
 def export_lava(model: Model, folder: str | Path, **common: Unpack[Common]) -> ExportResult:

@@ -93,7 +93,8 @@ def export(
         bool, typer.Option("--spike-counts", help="onnx, onnx-int8: one more output per neuron layer, its spikes.")
     ] = False,
     layout: Annotated[
-        Layout, typer.Option(help="onnx: one call for all steps, or one for each chunk of a stream, with states.")
+        Layout,
+        typer.Option(help="onnx, onnx-int8: one call for all steps, or one for each chunk of a stream, with states."),
     ] = Layout.sequence,
     attention: Annotated[
         Attention | None,
@@ -121,8 +122,8 @@ def export(
     """
     if spike_counts and target not in (Target.onnx, Target.onnx_int8):
         raise UsageError("--spike-counts belongs to --target onnx and onnx-int8")
-    if layout is not Layout.sequence and target is not Target.onnx:
-        raise UsageError("--layout belongs to --target onnx")
+    if layout is not Layout.sequence and target not in (Target.onnx, Target.onnx_int8):
+        raise UsageError("--layout belongs to --target onnx and onnx-int8")
     if until is not None and target is not Target.netx:
         raise UsageError("--until belongs to --target netx")
     circuit_options = {

@@ -131,7 +131,7 @@ def test_a_state_that_is_lost_between_calls_is_found(here: Path, monkeypatch: py
 @pytest.mark.parametrize("target", ["nir", "lava", "netx"])
 def test_other_targets_have_no_layout(here: Path, capsys, target: str) -> None:
     assert export(ZOO / "digits.ckpt", "--target", target, "--layout", "stream") == 2
-    assert "--layout belongs to --target onnx" in error_line(capsys)
+    assert "--layout belongs to --target onnx and onnx-int8" in error_line(capsys)
 
 
 def test_streams_of_other_tools_graphs(here: Path) -> None:
@@ -152,3 +152,19 @@ def test_streams_of_other_tools_graphs(here: Path) -> None:
     assert 0 < whole.mean() < 1
     steps = [session.push(frame) for frame in x[0]]
     np.testing.assert_array_equal(np.concatenate([step.logits for step in steps if step is not None]), whole[0])
+
+
+def test_an_integer_stream_equals_its_sequence_bit_for_bit(here: Path, capsys) -> None:
+    told, logits, name = [], [], "digits-stream"
+    x = np.random.default_rng(0).random((6, 1, 16, 16), np.float32)
+    for layout, path in (("sequence", f"{name}.int8.onnx"), ("stream", f"{name}.int8.stream.onnx")):
+        assert export(ZOO / f"{name}.ckpt", "--target", "onnx-int8", "--layout", layout, "--samples", 4) == 0
+        out = capsys.readouterr().out
+        assert f"wrote {path}" in out
+        assert "0 integer outputs differ" in out
+        assert run(path, "--data", "digits", "--samples", 60, "--json") == 0
+        told.append(json.loads(capsys.readouterr().out))
+        logits.append(load(path, threads=1).predict(x).logits)
+    assert told[0]["layers"] == told[1]["layers"]
+    assert told[0]["predictions"] == told[1]["predictions"]
+    np.testing.assert_array_equal(*logits)

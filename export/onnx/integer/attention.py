@@ -20,15 +20,23 @@ def emit_attention(
     """Two products per head, token group and chunk of steps; the result is counts, in float."""
     dtype = exact_float(b.ranges[name].magnitude, name)
     key = (node.num_heads, node.window, node.mode, node.token_groups, q.shape, np.dtype(dtype).name)
+    carried = b.streams and node.mode == "sliding" and node.window > 1
     function = b.variant(
-        "IntegerSTAtten", key, lambda named: _attention_function(named, node, q.shape, b.time_steps, dtype)
+        "IntegerSTAtten",
+        key,
+        lambda named: _attention_function(named, node, q.shape, b.time_steps, dtype, carried=carried),
     )
-    b.call(function, [b.stepped(signal).value for signal in (q, k, v)], name)
+    inputs, outputs = [b.stepped(signal).value for signal in (q, k, v)], []
+    if carried:
+        d = q.shape[0] // node.num_heads
+        past = b.state(f"{name}.kv", (node.window - 1, node.token_groups, node.num_heads, d, d), dtype)
+        inputs, outputs = [*inputs, past.input], [past.output]
+    b.call(function, inputs, name, outputs)
     return IntegerSignal(b.result_name(name), q.shape, "steps", dtype, b.ranges[name])
 
 
 def _attention_function(
-    name: str, node: STAttenAttention, shape: Shape, time_steps: int, dtype: FloatType
+    name: str, node: STAttenAttention, shape: Shape, time_steps: int, dtype: FloatType, *, carried: bool = False
 ) -> FunctionProto:
     channels, height, width = shape
     heads, groups, tokens = node.num_heads, node.token_groups, height * width // node.token_groups
@@ -48,8 +56,19 @@ def _attention_function(
     queries, keys, values = map(planes, "qkv")
     kv = body.op("MatMul", [body.op("Transpose", [keys], "kt", perm=[0, 2, 1]), values], "kv")
     if node.mode == "sliding" and node.window > 1:
-        band = body.constant(window_matrix(time_steps, node.window), dtype, "window")
+        before = node.window - 1 if carried else 0
+        matrix = window_matrix(time_steps + before, node.window)[before:]
+        band = body.constant(matrix, dtype, "window")
         by_step = body.op("Reshape", [kv, body.ints("step", time_steps, -1)], "kv_s")
+        if carried:
+            swap = [1, 0, 2, 3, 4, 5]  # batch and steps
+            first = body.op("Transpose", ["past"], "past_t", perm=swap)
+            known = [body.op("Reshape", [first, body.ints("past_rows", before, -1)], "past_s"), by_step]
+            by_step = body.op("Concat", known, "known", axis=0)
+            limits = [body.ints("last", time_steps), body.ints("end", time_steps + before), body.ints("axis", 0)]
+            last = body.op("Slice", [by_step, *limits], "last_s")
+            last = body.op("Reshape", [last, body.ints("last_apart", before, -1, groups, heads, d, d)], "last_t")
+            body.op("Transpose", [last], "past_next", perm=swap)
         total = body.op("MatMul", [band, by_step], "kv_w")
         kv = body.op("Reshape", [total, body.ints("square", -1, d, d)], "kv_h")
     counts = body.op("MatMul", [queries, kv], "a")
@@ -61,4 +80,5 @@ def _attention_function(
     text = (
         f"y[t] = q[t] · sum of kᵀ v over the window, {heads} heads, {window}\ncounts; q, k, v, y [steps*batch, H, W, C]"
     )
-    return body.function(name, ["q", "k", "v"], text)
+    inputs, outputs = (["q", "k", "v", "past"], ["y", "past_next"]) if carried else (["q", "k", "v"], ["y"])
+    return body.function(name, inputs, text, outputs)

@@ -21,6 +21,8 @@ from statten_deploy.ir.integer import IntegerLI, IntegerLIF
 FloatType = type[np.float32] | type[np.float64]
 ONE = 1 << DECAY_BITS
 HALF, FULL = 1 << (STATE_BITS - 1), 1 << STATE_BITS
+SETTLES = 64
+"""Steps to wait for the bounds of a state to settle, as those of a leaky one do."""
 
 
 def exact_float(magnitude: int, name: str) -> FloatType:
@@ -53,8 +55,11 @@ class NeuronPlan:
     exact: bool
 
 
-def plan_neuron(name: str, node: IntegerLIF | IntegerLI, a: Interval, steps: int) -> NeuronPlan:
-    """Interval arithmetic over all steps for input sums `a` (after `input_exponent`), per channel."""
+def plan_neuron(name: str, node: IntegerLIF | IntegerLI, a: Interval, steps: int | None) -> NeuronPlan:
+    """Interval arithmetic over all steps for input sums `a` (after `input_exponent`), per channel.
+
+    `steps` None: over any number of them, as a stream needs it.
+    """
     kept, recalled = ONE - node.dv, NO_SYNAPTIC_MEMORY - node.du
     bias = neuron_bias(node).reshape(-1)
     threshold = np.full_like(bias, STATE_MAX)
@@ -64,7 +69,8 @@ def plan_neuron(name: str, node: IntegerLIF | IntegerLI, a: Interval, steps: int
     u = v = Interval(np.zeros_like(a.low), np.zeros_like(a.low))
     largest = a.magnitude  # a << 6 has no more significant bits than a
     wraps = saturates = False
-    for _ in range(steps):
+    for step in range(SETTLES + 2 if steps is None else steps):
+        before = u, v
         if recalled:
             largest = max(largest, u.magnitude * odd_part(recalled))
             u = _decayed(u, recalled) + current
@@ -80,8 +86,18 @@ def plan_neuron(name: str, node: IntegerLIF | IntegerLI, a: Interval, steps: int
         saturates |= v.magnitude > STATE_MAX
         # what stays below the threshold, or 0 after a spike
         v = Interval(np.clip(v.low, -STATE_MAX, 0), np.clip(v.high, 0, threshold))
-    exact = not saturates and not recalled and _divides(node, bias, steps - 1)
+        if steps is None and all(_same(old, new) for old, new in zip(before, (u, v), strict=True)):
+            break
+        if steps is None and step == SETTLES:  # one more step from whatever the registers can hold
+            u = Interval(np.full_like(u.low, 1 - HALF), np.full_like(u.high, HALF)) if recalled else u
+            v = Interval(np.full_like(v.low, -STATE_MAX), np.maximum(threshold, 0) + np.zeros_like(v.high))
+    whole = kept in (0, ONE) if steps is None else _divides(node, bias, steps - 1)
+    exact = not saturates and not recalled and whole
     return NeuronPlan(exact_float(largest, name), node.dv, node.du, wraps, saturates, exact)
+
+
+def _same(a: Interval, b: Interval) -> bool:
+    return bool(np.array_equal(a.low, b.low) and np.array_equal(a.high, b.high))
 
 
 def neuron_bias(node: IntegerLIF | IntegerLI) -> Int:

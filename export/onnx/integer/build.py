@@ -1,4 +1,4 @@
-"""A quantised graph as one ONNX model in integers that takes the whole sequence (`sequence` layout)."""
+"""A quantised graph as one ONNX model in integers, for the whole sequence or for a few steps of a stream."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,6 +8,8 @@ import onnx
 from numpy.typing import NDArray
 
 from statten_deploy.errors import UnsupportedError
+from statten_deploy.export.onnx.build import steps_per_call
+from statten_deploy.export.onnx.builder import Layout
 from statten_deploy.export.onnx.checks import refuse_loops, refuse_options, refuse_unknown
 from statten_deploy.export.onnx.files import write_metadata
 from statten_deploy.export.onnx.integer import ops
@@ -65,7 +67,11 @@ FLAVOUR = "integer"
 
 
 def build_integer_onnx(
-    graph: nir.NIRGraph, *, spike_counts: bool = False, metadata: Mapping[str, str] | None = None
+    graph: nir.NIRGraph,
+    *,
+    spike_counts: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    layout: Layout = "sequence",
 ) -> onnx.ModelProto:
     """Write a quantised graph as ONNX in integers: inputs and outputs as in docs/onnx.md, weights in int8.
 
@@ -77,6 +83,7 @@ def build_integer_onnx(
         graph: a quantised graph, as `statten_deploy.quantize.quantize` makes it; nested graphs are inlined.
         spike_counts: one more output ``spike_counts/<node>`` (int64 [batch]) for every neuron layer.
         metadata: written into `metadata_props` beside the hints.
+        layout: one call for all T steps (``sequence``), or for `steps_per_call` of them (``stream``).
 
     Raises:
         ConfigError: `metadata` contradicts the model.
@@ -95,8 +102,11 @@ def build_integer_onnx(
     into = predecessors(graph)
     tasks = [task for task in make_schedule(graph).tasks if not isinstance(task, Sum)]
     ranges, currents = integer_ranges(graph)
-    b = IntegerBuilder(shapes, time_steps, ranges)
-    b.plans = {name: plan_neuron(name, graph.nodes[name], a, time_steps) for name, a in currents.items()}
+    # A stream may go on for ever: what is left out there must be proved for any number of steps.
+    call_steps, proved = (steps_per_call(graph), None) if layout == "stream" else (time_steps, time_steps)
+    b = IntegerBuilder(shapes, call_steps, ranges, layout)
+    b.sample_steps = time_steps
+    b.plans = {name: plan_neuron(name, graph.nodes[name], a, proved) for name, a in currents.items()}
     b.powers = powers_of_two(n for n in graph.nodes.values() if isinstance(n, IntegerConv2d | IntegerLinear))
     b.currents_of_neurons = _currents_of_neurons(graph)
     b.neuron_biases, b.biased_before = _biases_in_products(b, graph, into)
@@ -105,6 +115,7 @@ def build_integer_onnx(
     if spike_counts:
         for name in (name for name in currents if isinstance(graph.nodes[name], IntegerLIF)):
             emit_spike_count(b, b.unique(f"spike_counts/{name}"), signals[name])
+    b.declare_states()
     write_metadata(b, graph, time_steps, dt, metadata or {}, flavour=FLAVOUR)
     return b.model
 

@@ -27,7 +27,7 @@ from statten_deploy.export.onnx.integer.bounds import (
     neuron_bias,
 )
 from statten_deploy.export.onnx.integer.products import GAIN
-from statten_deploy.export.onnx.integer.signals import ELEMENT, IntegerBuilder, IntegerSignal
+from statten_deploy.export.onnx.integer.signals import ELEMENT, IntegerBuilder, IntegerSignal, channels_last
 from statten_deploy.fixed_point.arithmetic import NO_SYNAPTIC_MEMORY, STATE_MAX
 from statten_deploy.fixed_point.ranges import Interval
 from statten_deploy.ir.integer import IntegerLI, IntegerLIF
@@ -43,8 +43,11 @@ def emit_lif(b: IntegerBuilder, name: str, node: IntegerLIF, x: IntegerSignal) -
     inputs, plan, biased = _inputs(b, name, node, x)
     held = x.time == "held" and b.time_steps > 1
     key = (plan, biased, held)
+    carried = [what for what in ("v", "u") if b.streams and (what == "v" or plan.du != NO_SYNAPTIC_MEMORY)]
+    shape = channels_last(node.shape)
+    states = [b.state(f"{name}.{what}", shape, plan.dtype) for what in carried]
     function = b.variant(FUNCTION, key, lambda named: _lif_function(b, named, plan, biased=biased, held=held))
-    b.call(function, inputs, name)
+    b.call(function, [*inputs, *(state.input for state in states)], name, [state.output for state in states])
     bounds = Interval(*(np.full(node.shape[0], end, dtype=np.int64) for end in (0, 1)))
     return b.declare(IntegerSignal(b.result_name(name), node.shape, "steps", np.uint8, bounds))
 
@@ -88,7 +91,10 @@ def _current(b: IntegerBuilder, name: str, node: IntegerLIF | IntegerLI, x: Inte
 
 
 def _lif_function(b: IntegerBuilder, name: str, plan: NeuronPlan, *, biased: bool, held: bool) -> FunctionProto:
-    """The function of one kind of layer; `held`: x is [batch, ...], the same at every step."""
+    """The function of one kind of layer; `held`: x is [batch, ...], the same at every step.
+
+    In a stream, `v` and `u` come from the call before: `v` before its reset, so that it says whether it fired.
+    """
     steps, recalls = b.time_steps, plan.du != NO_SYNAPTIC_MEMORY
     body = _Body(plan)
     limit = body.op("Mul", [body.real("threshold"), body.number(GAIN)], "limit")
@@ -99,25 +105,35 @@ def _lif_function(b: IntegerBuilder, name: str, plan: NeuronPlan, *, biased: boo
     if not held and steps > 1:
         drives = [f"x{t}" for t in range(steps)]
         body.nodes.append(helper.make_node("Split", [drive], drives, axis=0, num_outputs=steps))
-    u = drives[0] if not recalls else body.wrapped(drives[0], "u0")
-    v = body.saturated(body.plus(bias, u, "d0") if recalls else u, "v0")
-    silent = [body.op("LessOrEqual", [v, limit], "s0")]
-    if steps > 1:
+    silent: list[str] = []
+    if b.streams:
+        v, u = "v", "u"
+        quiet = body.op("LessOrEqual", [v, limit], "s")
+    else:
+        u = drives[0] if not recalls else body.wrapped(drives[0], "u0")
+        v = body.saturated(body.plus(bias, u, "d0") if recalls else u, "v0")
+        quiet = body.op("LessOrEqual", [v, limit], "s0")
+        silent.append(quiet)
+    first = len(silent)
+    if steps > first:
         kind = plan if recalls else replace(plan, wraps=False)
         step = b.variant(f"{FUNCTION}Step", (kind, biased and recalls), partial(_step_function, kind, biased=biased))
         b.register(step)
-    for t in range(1, steps):
-        inputs, outputs = [v, silent[-1], drives[t], limit], [f"v{t}", f"s{t}"]
+    for t in range(first, steps):
+        inputs, outputs = [v, quiet, drives[t], limit], [f"v{t}", f"s{t}"]
         if recalls:
             inputs, outputs = [*inputs, u, *([bias] if biased else [])], [*outputs, f"u{t}"]
             u = outputs[-1]
         body.nodes.append(helper.make_node(step.name, inputs, outputs, domain=FUNCTION_DOMAIN))
-        v = outputs[0]
-        silent.append(outputs[1])
+        v, quiet = outputs[:2]
+        silent.append(quiet)
     body.op("Concat", silent, "silent", axis=0)
     body.op("Cast", [body.op("Not", ["silent"], "fired")], "y", to=TensorProto.UINT8)
     text = f"{steps} steps of: {_equation(plan, biased)}\nx [{'' if held else 'steps*'}batch, ...]"
-    return body.function(name, ["x", "threshold", *(["bias"] if biased else [])], text)
+    inputs, outputs = ["x", "threshold", *(["bias"] if biased else [])], ["y"]
+    if b.streams:
+        inputs, outputs = [*inputs, "v", *(["u"] if recalls else [])], ["y", v, *([u] if recalls else [])]
+    return body.function(name, inputs, text, outputs)
 
 
 def _step_function(plan: NeuronPlan, name: str, *, biased: bool) -> FunctionProto:

@@ -87,7 +87,13 @@ def emit_output(b: IntegerBuilder, name: str, source: IntegerSignal, node: nir.N
     dims = [BATCH, *time, *shape]
     b.model.graph.value_info.append(helper.make_tensor_value_info(value, TensorProto.INT64, dims))
     b.model.graph.output.append(float_value(name, dims))
-    b.call(b.variant(READOUT, (), _readout_function), [value, _unit(b, name, node)], name)
+    unit = _unit(b, name, node)
+    if b.streams and isinstance(node, TemporalSum):  # the mean over the steps so far; after T of them a factor of 1.0
+        steps = b.aux("Cast", [b.elapsed().output], name, "steps", to=TensorProto.DOUBLE)
+        share = b.aux("Div", [b.number(b.sample_steps, np.float64), steps], name, "share")
+        column = b.reshape(share, (-1, *(1,) * len(shape)), name, "share_of_sample")
+        unit = b.aux("Mul", [unit, column], name, "unit")
+    b.call(b.variant(READOUT, (), _readout_function), [value, unit], name)
 
 
 def _unit(b: IntegerBuilder, name: str, node: nir.NIRNode) -> str:
@@ -112,7 +118,13 @@ def emit_temporal_sum(b: IntegerBuilder, name: str, node: TemporalSum, x: Intege
     x = b.regain(b.cast(b.stepped(x), dtype), 1, name)
     split = b.reshape(x.value, (b.time_steps, -1, *channels_last(x.shape)), name, "time_first")
     total = b.aux("ReduceSum", [split, b.ints(0)], name, "total", keepdims=0)
-    b.result("Cast", [total], name, to=TensorProto.INT64)
+    if b.streams:
+        state = b.state(f"{name}.sum", channels_last(x.shape), np.int64)
+        whole = b.aux("Cast", [total], name, "whole", to=TensorProto.INT64)
+        b.result("Add", [whole, state.input], name)
+        b.append("Identity", [b.result_name(name)], [state.output], b.unique(f"{name}/next"))
+    else:
+        b.result("Cast", [total], name, to=TensorProto.INT64)
     return IntegerSignal(b.result_name(name), x.shape, "final", np.int64, b.ranges[name])
 
 

@@ -47,7 +47,8 @@ def with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Probes]:
     Raises:
         GraphError: the model is not one that `build_integer_onnx` wrote.
     """
-    steps = next((int(entry.value) for entry in model.metadata_props if entry.key == "time_steps"), None)
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    steps = next((int(told[key]) for key in ("steps_per_call", "time_steps") if key in told), None)
     sizes = {info.name: [d.dim_value for d in info.type.tensor_type.shape.dim][1:] for info in model.graph.value_info}
     layers = spike_values(model)
     if steps is None or not set(layers.values()) <= sizes.keys():
@@ -71,7 +72,7 @@ def with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Probes]:
         shape = [steps, *sizes[node.output[0]]]
         for shown, value, kind, element in (
             (probes.spikes, node.output[0], "spikes", TensorProto.BOOL),
-            (probes.membranes, node.output[1], "membranes", TensorProto.INT32),
+            (probes.membranes, node.output[-1], "membranes", TensorProto.INT32),
         ):
             shown[node.name] = f"{kind}/{node.name}"
             _show(probed, value, shown[node.name], shape, element)

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import DTypeLike
 from onnx import TensorProto, helper
 
-from statten_deploy.export.onnx.builder import BATCH, FUNCTION_DOMAIN, Array, ModelWriter, Shape, Time
+from statten_deploy.export.onnx.builder import BATCH, FUNCTION_DOMAIN, Array, Layout, ModelWriter, Shape, Time
 from statten_deploy.export.onnx.integer.bounds import NeuronPlan, exact_float
 from statten_deploy.fixed_point.ranges import Interval
 
@@ -51,13 +51,20 @@ class IntegerSignal:
 class IntegerBuilder(ModelWriter):
     """The model of a quantised graph under construction."""
 
-    def __init__(self, shapes: Mapping[str, Shape], time_steps: int, ranges: Mapping[str, Interval]) -> None:
-        super().__init__(shapes, time_steps)
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        time_steps: int,
+        ranges: Mapping[str, Interval],
+        layout: Layout = "sequence",
+    ) -> None:
+        super().__init__(shapes, time_steps, layout)
         self.ranges = ranges  # of every graph node's result
         self.plans: Mapping[str, NeuronPlan] = {}  # of every neuron layer
         self.currents_of_neurons: Collection[str] = ()  # weighted nodes whose results are written as ``a << 6``
         self.neuron_biases: Mapping[str, Array] = {}  # weighted node -> the bias of the neurons behind, [C]
         self.biased_before: Container[str] = ()  # neuron layers whose bias is added there
+        self.sample_steps = time_steps  # of a sample, which is several calls of a stream
         self.powers: Array = np.ones(1)  # 2^e for the exponents of all weighted nodes
         self._numbers: dict[tuple[float, str], str] = {}
         self._variants: dict[tuple[Any, ...], onnx.FunctionProto] = {}
