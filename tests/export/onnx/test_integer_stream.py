@@ -121,6 +121,19 @@ def test_neurons_go_on_far_beyond_the_steps_of_a_sample(options: dict[str, Any],
     agree(graph, x, 120)
 
 
+def test_a_slow_drift_ends_at_the_bound_of_the_register() -> None:
+    """1000 a step without a leak: half way after the 64 steps that bounds are followed for, at -2^23 after 131."""
+    rng = np.random.default_rng(2)
+    weights = conv(rng, 2, 1, 1)
+    weights.weight[:] = -4
+    neuron = lif(rng, (2, 3, 3), 90000, dv=0, bias_mantissa=np.zeros((2, 1, 1), np.int64))
+    x = np.full((1, 200, 1, 3, 3), 250, np.float32)
+    calls = agree(integer_graph((1, 3, 3), weights, neuron, time_steps=2), x, 200)
+    (membranes,) = {name for name in calls[0] if name.startswith("membranes/")}
+    assert calls[129][membranes].max() > calls[130][membranes].max() > -(2**23)
+    assert np.all(calls[131][membranes] == -(2**23) + 1)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
