@@ -159,11 +159,7 @@ class Neuron:
     spiking: bool
     equation: str
     states: State = ("v",)
-
-    @property
-    def states(self) -> State:
-        """What it remembers from step to step."""
-        return ("i", "v") if self.equation.startswith("i ") else ("v",)
+    """What it remembers from step to step."""
 
 
 _LEAKY = "v += decay * ((v_leak - v) + r * x)"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from statten_deploy.errors import UnsupportedError
 from statten_deploy.export.onnx.build import steps_per_call
 from statten_deploy.export.onnx.builder import Layout
-from statten_deploy.export.onnx.checks import refuse_loops, refuse_options, refuse_unknown
+from statten_deploy.export.onnx.checks import refuse_loops, refuse_options, refuse_stream, refuse_unknown
 from statten_deploy.export.onnx.files import write_metadata
 from statten_deploy.export.onnx.integer import ops
 from statten_deploy.export.onnx.integer.attention import emit_attention
@@ -95,6 +95,8 @@ def build_integer_onnx(
     refuse_unknown(graph, {nir.Input, nir.Output, *EMITTERS})
     verify(graph)
     refuse_loops(graph)
+    if layout == "stream":
+        refuse_stream(graph, (IntegerLI,))
     _refuse_inputs(graph)
     shapes, dt, time_steps = infer_shapes(graph), time_step(graph), int(hints(graph)["time_steps"])
     refuse_options(graph, shapes, time_steps, dt)
