@@ -50,7 +50,9 @@ def refuse_stream(graph: nir.NIRGraph, without_states: tuple[type, ...] = ()) ->
         UnsupportedError: there are such; the message names the nodes.
     """
     found = [f"{', '.join(names)} (a loop)" for names in loops(graph)]
-    found += [f"{name} ({type(node).__name__})" for name, node in graph.nodes.items() if isinstance(node, without_states)]
+    found += [
+        f"{name} ({type(node).__name__})" for name, node in graph.nodes.items() if isinstance(node, without_states)
+    ]
     if found:
         raise UnsupportedError(f"no stream layout for {'; '.join(found)}: export with --layout sequence")
 

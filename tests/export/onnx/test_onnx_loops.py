@@ -185,5 +185,7 @@ def test_what_a_loop_cannot_hold_is_named_at_once() -> None:
 
 
 def test_loops_have_no_stream_layout() -> None:
-    with pytest.raises(UnsupportedError, match=r"no stream layout for l, back \(a loop\): export with --layout sequence"):
+    with pytest.raises(
+        UnsupportedError, match=r"no stream layout for l, back \(a loop\): export with --layout sequence"
+    ):
         build_onnx(recurrent(np.random.default_rng(0)), time_steps=4, layout="stream")
