@@ -6,7 +6,6 @@ is early at a meeting point gets a delay. What comes back in a loop goes through
 received a step before, and silence at the first step of a sample.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from statten_deploy.errors import UnsupportedError
 from statten_deploy.export.lava.loops import LoopPlanner
+from statten_deploy.export.lava.operations import OUTSIDE, PLANNERS, PORTS
 from statten_deploy.fixed_point.arithmetic import (
     BIAS_EXPONENT_MAX,
     BIAS_MANTISSA_BITS,
@@ -27,11 +27,6 @@ from statten_deploy.fixed_point.arithmetic import (
 )
 from statten_deploy.fixed_point.ranges import Interval, integer_ranges
 from statten_deploy.ir import (
-    MaxPool2d,
-    SpikeAnd,
-    SpikeMaxPool2d,
-    STAttenAttention,
-    TokenMaxPool,
     hints,
     infer_shapes,
     predecessors,
@@ -43,7 +38,6 @@ from statten_deploy.ir.integer import (
     IntegerLI,
     IntegerLIF,
     IntegerLinear,
-    IntegerSumPool2d,
     TemporalSum,
 )
 from statten_deploy.ir.schedule import Loop, Run, Sum, make_schedule, makes, windows_in_loops
@@ -306,115 +300,3 @@ def narrow(value: Array) -> Array:
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return np.ascontiguousarray(value, dtype=kind)
     return np.ascontiguousarray(value, dtype=np.int64)
-
-
-# one planner per operation
-
-
-@dataclass
-class _Planned:
-    op: str
-    options: dict[str, Any] = field(default_factory=dict)
-    arrays: dict[str, Array] = field(default_factory=dict)
-    latency: int = 0
-
-
-def _float_for(name: str, largest: int) -> str:
-    """The narrowest float whose whole numbers reach `largest`."""
-    for kind, bits in (("float32", 24), ("float64", 53)):
-        if largest < 1 << bits:
-            return kind
-    raise UnsupportedError(f"{name}: sums up to {largest} are not exact in 64-bit floats")
-
-
-def _sums(planner: _Planner, name: str, weight: Array) -> str:
-    rows = np.abs(weight).reshape(len(weight), -1).sum(1).max(initial=0)
-    return _float_for(name, int(rows) * max(planner.input_magnitude(name), 1))
-
-
-def _conv(planner: _Planner, name: str, node: IntegerConv2d) -> _Planned:
-    geometry = {"stride": node.stride, "padding": node.padding, "dilation": node.dilation, "groups": int(node.groups)}
-    arrays = {"weight": node.weight, "exponent": node.exponent, "bias": node.bias}
-    return _Planned("conv", {**geometry, "dtype": _sums(planner, name, node.weight)}, arrays)
-
-
-def _linear(planner: _Planner, name: str, node: IntegerLinear) -> _Planned:
-    arrays = {"weight": node.weight, "exponent": node.exponent, "bias": node.bias}
-    return _Planned("linear", {"dtype": _sums(planner, name, node.weight)}, arrays)
-
-
-def _sum_pool(planner: _Planner, name: str, node: IntegerSumPool2d) -> _Planned:
-    options = {"kernel": node.kernel_size, "stride": node.stride, "exponent": node.exponent}
-    return _Planned("sum_pool", options)
-
-
-def _max_pool(planner: _Planner, name: str, node: MaxPool2d | SpikeMaxPool2d) -> _Planned:
-    return _Planned("max_pool", {"kernel": node.kernel_size, "stride": node.stride, "padding": node.padding})
-
-
-def _token_pool(planner: _Planner, name: str, node: TokenMaxPool) -> _Planned:
-    return _Planned("token_max_pool", {"heads": int(node.num_heads)})
-
-
-def _lif(planner: _Planner, name: str, node: IntegerLIF) -> _Planned:
-    shared = int(node.threshold.flat[0]) if np.ptp(node.threshold) == 0 else None
-    arrays = {"bias_mantissa": node.bias_mantissa, "bias_exponent": node.bias_exponent}
-    if shared is None:
-        arrays["threshold"] = node.threshold
-    return _Planned("lif", {"du": node.du, "dv": node.dv, "threshold": shared}, arrays)
-
-
-def _li(planner: _Planner, name: str, node: IntegerLI) -> _Planned:
-    arrays = {"bias_mantissa": node.bias_mantissa, "bias_exponent": node.bias_exponent}
-    return _Planned("li", {"du": node.du, "dv": node.dv}, arrays)
-
-
-def _attention(planner: _Planner, name: str, node: STAttenAttention) -> _Planned:
-    window = int(node.window)
-    options = {
-        "mode": node.mode,
-        "window": window,
-        "heads": int(node.num_heads),
-        "groups": int(node.token_groups),
-        "dtype": _float_for(name, planner.results[name].magnitude),
-    }
-    return _Planned("attention", options, latency=window - 1 if node.mode == "block" else 0)
-
-
-def _flatten(planner: _Planner, name: str, node: nir.Flatten) -> _Planned:
-    return _Planned("flatten")
-
-
-def _and(planner: _Planner, name: str, node: SpikeAnd) -> _Planned:
-    return _Planned("and")
-
-
-def _temporal_sum(planner: _Planner, name: str, node: TemporalSum) -> _Planned:
-    return _Planned("temporal_sum")
-
-
-PLANNERS: dict[type[nir.NIRNode], Callable[..., _Planned]] = {
-    IntegerConv2d: _conv,
-    IntegerLinear: _linear,
-    IntegerSumPool2d: _sum_pool,
-    IntegerLIF: _lif,
-    IntegerLI: _li,
-    MaxPool2d: _max_pool,
-    SpikeMaxPool2d: _max_pool,
-    STAttenAttention: _attention,
-    SpikeAnd: _and,
-    TokenMaxPool: _token_pool,
-    TemporalSum: _temporal_sum,
-    nir.Flatten: _flatten,
-}
-"""Every node that becomes a Lava process."""
-
-OUTSIDE: dict[type[nir.NIRNode], str] = {
-    nir.Input: "frames",
-    InputEncoder: "encoded before the simulation; the integers come from Lava's RingBuffer",
-    nir.Output: "recorded",
-}
-"""Nodes that are the run's surroundings."""
-
-PORTS = {"input": "a_in"}
-"""Names of ports in a graph and in Lava, where they differ."""

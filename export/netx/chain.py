@@ -14,6 +14,7 @@ from statten_deploy.export.netx.limits import number_problems
 from statten_deploy.fixed_point.ranges import integer_ranges
 from statten_deploy.ir.graph import Predecessors, output_names, predecessors, successors, topological_order
 from statten_deploy.ir.integer import InputEncoder, IntegerConv2d, IntegerLIF, IntegerLinear
+from statten_deploy.ir.schedule import loops
 from statten_deploy.ir.shapes import Shape, infer_shapes
 
 INTEGER_CHAIN = (nir.Input, nir.Output, nir.Flatten, InputEncoder, IntegerConv2d, IntegerLinear, IntegerLIF)
@@ -51,6 +52,7 @@ def sequential_part(graph: nir.NIRGraph, until: str | None = None) -> nir.NIRGra
         InputError: no neuron layer of that name. UnsupportedError: not a chain of convolutions, dense layers and
             neurons (everything in the way is named, with what to use instead).
     """
+    _refuse_loops(graph)
     into = predecessors(graph)
     if until is None:
         _refuse(graph, _structure(graph, into, topological_order(graph)) + _forks(graph))
@@ -73,6 +75,7 @@ def read_chain(graph: nir.NIRGraph) -> Chain:
     Raises:
         UnsupportedError: whatever netx cannot hold, all of it by name, and what to use instead.
     """
+    _refuse_loops(graph)
     order = topological_order(graph)
     _refuse(graph, _structure(graph, predecessors(graph), order, INTEGER_CHAIN) + _forks(graph))
     shapes = infer_shapes(graph)
@@ -135,6 +138,14 @@ def _structure(
         if any(len(sources) > 1 for sources in into[name].values()):
             found.setdefault("sum of branches", []).append(name)
     return [f"{kind} ({', '.join(where)})" for kind, where in sorted(found.items())]
+
+
+def _refuse_loops(graph: nir.NIRGraph) -> None:
+    found = [name for names in loops(graph) for name in names]
+    if found:
+        raise UnsupportedError(
+            f"netx holds one chain of conv, dense and LIF layers, not loops ({', '.join(found)}); use --target lava"
+        )
 
 
 def _forks(graph: nir.NIRGraph) -> list[str]:

@@ -30,11 +30,10 @@ def number_problems(
         yield f"biases of {name!r} reach {largest} times {1 << CURRENT_SHIFT}, the most is {LARGEST_BIAS}"
     if current.magnitude >= 1 << (STATE_BITS - 1):
         yield f"the input of {name!r} can reach {current.magnitude}, beyond the {STATE_BITS} bits of Lava's Conv"
-    if isinstance(weights, IntegerLinear):
-        if np.any(weights.bias):
-            yield f"the weights of {name!r} have a bias of their own"
-        if not _survives(weights.weight):
-            yield f"lava-dl {'fails on' if not weights.weight.any() else 'clips'} the weights of {name!r}"
+    if np.any(weights.bias):
+        yield f"the weights of {name!r} have a bias of their own"
+    if isinstance(weights, IntegerLinear) and not _survives(weights.weight):
+        yield f"lava-dl {'fails on' if not weights.weight.any() else 'clips'} the weights of {name!r}"
 
 
 def membrane_bias(neurons: IntegerLIF) -> NDArray[np.int64]:

@@ -12,8 +12,8 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from statten_deploy.ir.graph import Predecessors, predecessors, successors, topological_order
-from statten_deploy.ir.integer import IntegerConv2d, IntegerLIF, IntegerLinear, IntegerSumPool2d
+from statten_deploy.ir.graph import Predecessors, order_from, predecessors, successors
+from statten_deploy.ir.integer import INTEGER_NEURONS, IntegerConv2d, IntegerLIF, IntegerLinear, IntegerSumPool2d
 from statten_deploy.ir.nodes import MaxPool2d
 
 Real = NDArray[np.float64]
@@ -34,14 +34,15 @@ class Biases:
 
 
 def written_biases(graph: nir.NIRGraph) -> Biases:
-    """Share out the biases of all neurons of an acyclic graph."""
+    """Share out the biases of all neurons."""
     currents = {name: np.zeros(len(n.weight)) for name, n in graph.nodes.items() if isinstance(n, WEIGHTED)}
     into, after = predecessors(graph), successors(graph)
     free = {name for name in currents if _feeds_plain_neurons(graph, name, after)}
     membranes: dict[str, Real] = {}
-    for name in topological_order(graph):
+    fires = {name for name, node in graph.nodes.items() if isinstance(node, IntegerLIF)}
+    for name in order_from(graph, fires):
         node = graph.nodes[name]
-        if not isinstance(node, IntegerLIF):
+        if not isinstance(node, INTEGER_NEURONS):
             continue
         left = np.ldexp(node.bias_mantissa.reshape(-1).astype(np.float64), node.bias_exponent.reshape(-1))
         if node.du == NO_MEMORY:
@@ -72,7 +73,7 @@ def _feeds_plain_neurons(graph: nir.NIRGraph, name: str, after: dict[str, list[s
         if isinstance(node, CARRIERS):
             if not _feeds_plain_neurons(graph, target, after):
                 return False
-        elif not (isinstance(node, IntegerLIF) and node.du == NO_MEMORY):
+        elif not (isinstance(node, INTEGER_NEURONS) and node.du == NO_MEMORY):
             return False
     return True
 

@@ -5,7 +5,8 @@ mantissas, decays of 4096ths, the scale of the currents) stands in the node's me
 keeps the fractions that the integers cut off; everything else is the same (docs/nir.md).
 
 Membranes are written in units in which the input weight of every neuron is 1, the form that all importers take:
-``v · dv / (4096 · 64 · 2^input_exponent)`` for LIF, ``v / (64 · 2^input_exponent)`` for CubaLIF.
+``v · dv / (4096 · 64 · 2^input_exponent)`` for LIF, ``v / (64 · 2^input_exponent)`` for CubaLIF. Those of integrators
+are their output, so they are written as they are: ``r`` brings the input to their units.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 from statten_deploy.errors import InputError, UnsupportedError
 from statten_deploy.export.nir.biases import Biases, written_biases
 from statten_deploy.export.nir.compact import FORMAT, check_format
-from statten_deploy.ir.graph import is_cyclic, predecessors
+from statten_deploy.ir.graph import predecessors
 from statten_deploy.ir.integer import (
     InputEncoder,
     IntegerConv2d,
+    IntegerLI,
     IntegerLIF,
     IntegerLinear,
     IntegerSumPool2d,
@@ -55,12 +57,10 @@ def lower_integers(graph: nir.NIRGraph) -> tuple[nir.NIRGraph, dict[str, Describ
     node. A graph without integer nodes is returned as it is.
 
     Raises:
-        UnsupportedError: an input that is neither [C, H, W] nor flat; an integer node in a loop.
+        UnsupportedError: an input that is neither [C, H, W] nor flat.
     """
     if not any(type(node) in INTEGER_NODES for node in graph.nodes.values()):
         return graph, {}
-    if is_cyclic(graph):
-        raise UnsupportedError("the graph is recurrent and quantised; a NIR file holds quantised graphs without loops")
     shapes, into, biases, dt = infer_shapes(graph), predecessors(graph), written_biases(graph), time_step(graph)
     nodes, described = dict(graph.nodes), {}
     for name, node in graph.nodes.items():
@@ -164,7 +164,7 @@ def _encoder(node: InputEncoder, at: _Context) -> nir.NIRNode:
 
 def _conv(node: IntegerConv2d, at: _Context) -> nir.NIRNode:
     weight = np.ldexp(node.weight.astype(np.float64), node.exponent.reshape(-1, 1, 1, 1))
-    bias = at.biases.currents[at.name]
+    bias = node.bias + at.biases.currents[at.name]
     return nir.Conv2d(
         at.given[1:], _f32(weight), node.stride, node.padding, node.dilation, node.groups, _f32(bias, weight.shape[:1])
     )
@@ -210,6 +210,20 @@ def _lif(node: IntegerLIF, at: _Context) -> nir.NIRNode:
     )
 
 
+def _li(node: IntegerLI, at: _Context) -> nir.NIRNode:
+    """``tau = dt · 4096 / dv``; the membrane is the integer, so r is 64 · 2^input_exponent times what the decay takes.
+
+    A bias that no convolution could take goes to v_leak, as for LIF.
+    """
+    shape, decay = at.gives, node.dv / 4096 or ENDLESS
+    leak = _f32(_per_channel(at.biases.membranes[at.name], shape) / decay, shape)
+    tau, r = _f32(at.dt / decay, shape), _f32(64 * 2.0**node.input_exponent / decay, shape)
+    if node.du == 4095:
+        return nir.LI(tau, r, leak)
+    synapse = (node.du + 1) / 4096
+    return nir.CubaLI(_f32(at.dt / synapse, shape), tau, r, leak, _f32(1 / synapse, shape))
+
+
 # stock to integers
 
 
@@ -223,11 +237,11 @@ def _raised(name: str, node: nir.NIRNode, text: Mapping[str, Any]) -> nir.NIRNod
             f"{', '.join(OPERATIONS)}); a newer statten-deploy may"
         )
     _, restore, fields = OPERATIONS[operation]
-    missing = [field for field in fields if field not in text]
+    missing = [field for field in fields if field not in text and field not in OPTIONAL.get(operation, ())]
     if missing:
         raise InputError(f"{where} ({operation}): the metadata lacks {', '.join(missing)}")
     try:
-        values = {field: convert(text[field]) for field, convert in fields.items()}
+        values = {field: convert(text[field]) for field, convert in fields.items() if field in text}
         raised = restore(node, values)
     except (TypeError, ValueError, OverflowError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split())[:120]
@@ -283,7 +297,8 @@ def _to_conv(node: Any, values: Described) -> nir.NIRNode:
     weight = _weights(node, values["exponent"])
     if weight.ndim != 4:
         raise ValueError("its weights are not those of a convolution")
-    return IntegerConv2d(weight, values["exponent"], values["scale"], *numbers, groups=int(node.groups))
+    bias = values.get("bias", np.zeros(len(weight), dtype=np.int64))
+    return IntegerConv2d(weight, values["exponent"], values["scale"], *numbers, groups=int(node.groups), bias=bias)
 
 
 def _to_linear(node: Any, values: Described) -> nir.NIRNode:
@@ -301,23 +316,34 @@ def _to_lif(node: Any, values: Described) -> nir.NIRNode:
     return IntegerLIF(shape=shape, **channels, **rest)
 
 
+def _to_li(node: Any, values: Described) -> nir.NIRNode:
+    shape = np.shape(node.r)
+    channels = {f: values[f].reshape(-1, *(1,) * (len(shape) - 1)) for f in _CHANNELS[1:]}
+    rest = {f: values[f] for f in ("dv", "du", "input_exponent", "scale")}
+    return IntegerLI(shape=shape, **channels, **rest)
+
+
 _CHANNELS = ("threshold", "bias_mantissa", "bias_exponent")
+_DECAYS: dict[str, Callable[[Any], Any]] = {"dv": _integer, "du": _integer, "input_exponent": _integer}
 _EXPONENT_AND_SCALE: dict[str, Callable[[Any], Any]] = {"exponent": _whole, "scale": _reals}
 
 OPERATIONS: dict[
     str, tuple[Callable[..., nir.NIRNode], Callable[..., nir.NIRNode], dict[str, Callable[[Any], Any]]]
 ] = {
     "InputEncoder": (_encoder, _to_encoder, {"scale": _reals, "zero_point": _whole}),
-    "IntegerConv2d": (_conv, _to_conv, _EXPONENT_AND_SCALE),
+    "IntegerConv2d": (_conv, _to_conv, {**_EXPONENT_AND_SCALE, "bias": _whole}),
     "IntegerLinear": (_linear, _to_linear, {**_EXPONENT_AND_SCALE, "bias": _whole}),
     "IntegerSumPool2d": (_sum_pool, _to_sum_pool, {"kernel_size": _pair, "stride": _pair, "exponent": _integer}),
     "IntegerLIF": (
         _lif,
         _to_lif,
-        {**dict.fromkeys(_CHANNELS, _whole), "dv": _integer, "du": _integer, "input_exponent": _integer},
+        {**dict.fromkeys(_CHANNELS, _whole), **_DECAYS},
     ),
+    "IntegerLI": (_li, _to_li, {**dict.fromkeys(_CHANNELS[1:], _whole), **_DECAYS, "scale": _reals}),
 }
 """Operation in the file -> how to write it, how to restore it, and the metadata it takes."""
 
-INTEGER_NODES = (InputEncoder, IntegerConv2d, IntegerLinear, IntegerSumPool2d, IntegerLIF)
-STOCK_FORMS = (nir.Conv2d, nir.Affine, nir.SumPool2d, nir.AvgPool2d, nir.LIF, nir.CubaLIF)
+OPTIONAL = {"IntegerConv2d": ("bias",)}
+"""Metadata that files of earlier versions lack."""
+INTEGER_NODES = (InputEncoder, IntegerConv2d, IntegerLinear, IntegerSumPool2d, IntegerLIF, IntegerLI)
+STOCK_FORMS = (nir.Conv2d, nir.Affine, nir.SumPool2d, nir.AvgPool2d, nir.LIF, nir.CubaLIF, nir.LI, nir.CubaLI)

@@ -20,7 +20,6 @@ from statten_deploy.ir import TemporalMean, hints, predecessors
 from statten_deploy.ir.integer import (
     InputEncoder,
     IntegerLIF,
-    IntegerLinear,
     IntegerSumPool2d,
     TemporalSum,
 )
@@ -28,6 +27,7 @@ from statten_deploy.quantize import QuantizeOptions, quantize
 from statten_deploy.simulate import Simulator
 from tests.conftest import lively_input, lively_model, small_config
 from tests.export.nir.integer_graphs import conv, counts, everything, neurons, untruncated
+from tests.quantize.recurrent_graphs import events, readout, recurrent, rough
 from tests.simulate.builders import inp, out
 
 
@@ -231,18 +231,50 @@ def test_biases_that_no_convolution_can_carry_are_reported(path: Path) -> None:
 # refusals
 
 
-def test_integers_in_loops_are_refused(path: Path) -> None:
-    rng = np.random.default_rng(0)
-    nodes = {
-        "x": inp(3),
-        "w": IntegerLinear(rng.integers(-7, 8, (3, 3)), np.zeros(3), np.zeros(3), np.ones(3)),
-        "l": neurons(rng, (3,), 10, 0),
-        "y": out(3),
-    }
-    edges = [("x", "w"), ("w", "l"), ("l", "w"), ("l", "y")]
-    network = nir.NIRGraph(nodes, edges, metadata={"statten": {"time_steps": 3}}, type_check=False)
-    with pytest.raises(UnsupportedError, match="recurrent and quantised"):
-        write_nir(network, path)
+@pytest.mark.parametrize("neuron", ["lif", "if", "cuba"])
+def test_loops_and_integrators_survive(neuron: str, path: Path) -> None:
+    """Also as a float network of stock nodes: where weights fit, it computes the very integers."""
+    for spatial in (False, True):
+        rng = np.random.default_rng(3)
+        subject = recurrent(rng, neuron, spatial=spatial)
+        quantised, x = quantize(subject, QuantizeOptions(8)), events(rng, subject)
+        write_nir(quantised, path)
+        expected = IntegerRunner(quantised).run(x, spikes=True, membranes=True)
+        found = IntegerRunner(read_nir(path)).run(x, spikes=True, membranes=True)
+        assert found.membranes.keys() == expected.membranes.keys() == {"a", "b", "li"}
+        for name, value in expected.membranes.items():
+            np.testing.assert_array_equal(found.membranes[name], value)
+        np.testing.assert_array_equal(found.outputs["logits"], expected.outputs["logits"])
+        stock = Simulator(lower_integers(quantised)[0]).run(x)
+        for name, value in expected.outputs.items():
+            np.testing.assert_array_equal(stock.outputs[name], value, err_msg=name)
+        assert expected.spikes["a"].any()
+
+
+@pytest.mark.parametrize("kind", ["LI", "I", "CubaLI"])
+@pytest.mark.parametrize("mean", [False, True])
+def test_integrators_survive(kind: str, mean: bool, path: Path) -> None:
+    rng = np.random.default_rng(3)
+    subject = readout(rng, kind, mean=mean, flat=False)
+    quantised, x = quantize(rough(rng, subject), QuantizeOptions(4)), events(rng, subject)
+    report = write_nir(quantised, path)
+    assert report.forms["membrane"] == "integer"
+    found, expected = (IntegerRunner(graph).run(x).outputs["logits"] for graph in (read_nir(path), quantised))
+    np.testing.assert_array_equal(found, expected)
+    assert read_nir(path).nodes["membrane"].scale.tolist() == quantised.nodes["membrane"].scale.tolist()
+
+
+def test_files_without_the_bias_of_a_convolution_are_read(path: Path) -> None:
+    """Earlier versions did not write it: it was 0."""
+    rng = np.random.default_rng(3)
+    quantised = quantize(readout(rng, "LI", mean=False, flat=False), QuantizeOptions(8))
+    write_nir(quantised, path)
+    with h5py.File(path, "r+") as file:
+        for node in file["node/nodes"].values():
+            if node["type"][()] == b"Conv2d" and "metadata" in node and "bias" in node["metadata/statten"]:
+                assert not node["metadata/statten/bias"][()].any()
+                del node["metadata/statten/bias"]
+    assert not read_nir(path).nodes["conv"].bias.any()
 
 
 def test_encoders_of_odd_signals_are_refused(path: Path) -> None:
