@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from statten_deploy.ir import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TemporalMean, TokenMaxPool
 from statten_deploy.ir.graph import Predecessors
-from statten_deploy.ir.integer import InputEncoder, IntegerLIF, IntegerSumPool2d, TemporalSum
+from statten_deploy.ir.integer import InputEncoder, IntegerLI, IntegerLIF, IntegerSumPool2d, TemporalSum
 from statten_deploy.ir.shapes import Shape, sizes
 from statten_deploy.ir.verify import SPIKING
 
@@ -24,7 +24,7 @@ Values = NDArray[Any]
 
 FIRING = (*SPIKING, IntegerLIF)
 """Neurons whose spikes are recorded."""
-INTEGRATING = (nir.LI, nir.CubaLI, nir.I)
+INTEGRATING = (nir.LI, nir.CubaLI, nir.I, IntegerLI)
 """Neurons that put out their membrane."""
 GATES = (SpikeMaxPool2d, SpikeAnd, TokenMaxPool)
 """Boolean operations on spikes. A chip computes them with one neuron per output and weights of one."""

@@ -20,7 +20,7 @@ from statten_deploy.fixed_point.arithmetic import (
 )
 from statten_deploy.fixed_point.observe import InputActivity
 from statten_deploy.ir import TemporalMean, hints, infer_shapes, inline_subgraphs
-from statten_deploy.ir.graph import order_from
+from statten_deploy.ir.graph import is_cyclic, order_from
 from statten_deploy.ir.integer import (
     IntArray,
     IntegerConv2d,
@@ -202,6 +202,9 @@ class Quantizer:
                 nodes[name] = self._neuron(name, corrections)
             else:
                 nodes[name] = self._convert(name, node, nodes)
+        if is_cyclic(graph):  # the order of building says nothing to a reader
+            names = [encoding.source, encoding.name, *graph.nodes]
+            nodes = {name: nodes[name] for name in names if name in nodes}
         behind = {encoding.source: encoding.name, encoding.absorbed: encoding.name}
         edges = [(behind.get(source, source), target) for source, target in graph.edges if target != encoding.absorbed]
         described = {"bits": self.options.bits, "granularity": self.options.granularity}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from statten_deploy.fixed_point.arithmetic import BIAS_EXPONENT_MAX, CURRENT_SHIFT, shift
 from statten_deploy.fixed_point.observe import NeuronActivity, observe
 from statten_deploy.fixed_point.ranges import CURRENT_LIMIT
-from statten_deploy.ir.graph import hints, order_from
+from statten_deploy.ir.graph import hints, is_cyclic, topological_order
 from statten_deploy.ir.integer import INTEGER_NEURONS, IntegerConv2d, IntegerLI, IntegerLIF, IntegerLinear
 from statten_deploy.quantize.limits import current_bounds, input_bounds, saturating
 from statten_deploy.quantize.options import QuantizeOptions
@@ -153,8 +153,7 @@ def quantisation_report(
     inputs, currents = input_bounds(integer_graph), current_bounds(integer_graph)
     weights, neurons = [], []
     full = saturating(integer_graph)
-    fires = {name for name, node in integer_graph.nodes.items() if isinstance(node, IntegerLIF)}
-    for name in order_from(integer_graph, fires):
+    for name in list(integer_graph.nodes) if is_cyclic(integer_graph) else topological_order(integer_graph):
         node = integer_graph.nodes[name]
         if isinstance(node, IntegerConv2d | IntegerLinear):
             weights.append(_weights(name, node, original))

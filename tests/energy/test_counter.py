@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statten_deploy.compare.executors import GraphExecutor, TorchExecutor
-from statten_deploy.energy import EnergyCounter
+from statten_deploy.energy import EnergyCounter, chip_fit
 from statten_deploy.energy.fanout import dense, fan_in, fan_out
 from statten_deploy.errors import ConfigError, InputError, UnsupportedError
 from statten_deploy.fixed_point.runner import IntegerRunner
@@ -17,6 +17,7 @@ from statten_deploy.quantize import QuantizeOptions, quantize
 from statten_deploy.simulate import Simulator
 from tests.conftest import lively_input, lively_model, small_config
 from tests.energy import brute
+from tests.quantize.recurrent_graphs import events, recurrent
 
 
 def neuron(shape):
@@ -302,6 +303,27 @@ def test_loops_are_counted_from_their_spikes():
     counter.update({"s": np.ones((5, 2, 4), dtype=np.float32)})
     counts = counter.counts()
     assert (counts["back"].synops, counts["w"].macs, counts.spikes) == (40, 12 * 5 * 2, 40)
+
+
+@pytest.mark.parametrize("neuron", ["lif", "cuba"])
+def test_loops_and_integrators_in_integers_are_counted_as_in_floats(neuron):
+    rng = np.random.default_rng(0)
+    subject = recurrent(rng, neuron, spatial=True)
+    x = events(rng, subject)
+    quantised = quantize(subject)
+    counts = []
+    for graph, spikes in (
+        (subject, GraphExecutor(subject).run(x).spikes),
+        (quantised, IntegerRunner(quantised).run(x, spikes=True).spikes),
+    ):
+        counter = EnergyCounter(graph, input="events")
+        counter.update(spikes, x)
+        counts.append(counter.counts())
+    floats, integers = counts
+    assert floats.synops == integers.synops > 1000
+    assert [integers[name].synops for name in ("self", "back")] == [floats[name].synops for name in ("self", "back")]
+    assert integers["li"].updates == floats["li"].updates == 3 * 4 * 27
+    assert chip_fit(quantised, "loihi2", input="events").neurons == chip_fit(subject, "loihi2", input="events").neurons
 
 
 def test_readers_of_residual_currents():
