@@ -59,16 +59,17 @@ class Staging:
         self._files[destination] = Path(name)
         return Path(name)
 
-    def bundle(self, destination: Path) -> Path:
+    def bundle(self, destination: Path, kind: str = "statten") -> Path:
         """A temporary folder for `destination`, an artefact that is a folder with a manifest.
 
         Raises:
-            InputError: something stands there that is not a bundle, or holds files that no export wrote.
+            InputError: something stands there that is not a bundle (whose kind begins with `kind`), or holds files that
+                no export wrote.
         """
         if destination.is_symlink():
             raise InputError(f"{destination}: is a link; --out names the folder to write")
         if destination.exists():
-            foreign = _foreign_files(destination)
+            foreign = _foreign_files(destination, kind)
             if foreign:
                 raise InputError(
                     f"{destination}: exists and holds what no export wrote: {', '.join(foreign[:4])}; move it away or "
@@ -112,14 +113,32 @@ class Staging:
                 temporary.unlink(missing_ok=True)
 
 
-def _foreign_files(bundle: Path) -> list[str]:
+def write_manifest(folder: Path, kind: str, form: int, content: Mapping[str, Any]) -> None:
+    """Describe every file that stands in `folder`, which makes it a bundle. The same files give the same bytes."""
+    document = {
+        "kind": kind,
+        "format": form,
+        "tool": {"name": "statten-deploy", "version": __version__},
+        **content,
+        "files": {name: file_facts(folder / name) for name in bundle_files(folder)},
+    }
+    (folder / MANIFEST).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def bundle_files(folder: Path) -> list[str]:
+    """Every file under `folder` but the manifest and Python's caches, as POSIX paths, sorted."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in found if "__pycache__" not in path.parts and path.name != MANIFEST)
+
+
+def _foreign_files(bundle: Path, kind: str) -> list[str]:
     """What stands in a folder beside the files that its manifest lists; everything where there is no manifest."""
     if not bundle.is_dir():
         return [bundle.name]
     listed: set[str] = set()
     try:
         document = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
-        if document["format"] and document["kind"].startswith("statten"):
+        if document["format"] and document["kind"].startswith(kind):
             listed = {MANIFEST, *document["files"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass

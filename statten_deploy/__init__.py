@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         export_onnx,
         export_onnx_int8,
     )
+    from statten_deploy.comparing import Comparison, compare_backends, write_report
     from statten_deploy.export.nir import read_nir
     from statten_deploy.models.checkpoint import load_checkpoint, load_model
     from statten_deploy.models.config import ModelConfig
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from statten_deploy.simulate import Simulator
 
 _HOME: dict[str, str] = {
+    "Comparison": "statten_deploy.comparing",
     "ExportOptions": "statten_deploy.api",
     "ExportResult": "statten_deploy.api",
     "ModelConfig": "statten_deploy.models.config",
     "STAtten": "statten_deploy.models.statten",
     "Simulator": "statten_deploy.simulate",
+    "compare_backends": "statten_deploy.comparing",
     "export_lava": "statten_deploy.api",
     "export_netx": "statten_deploy.api",
     "export_nir": "statten_deploy.api",
@@ -40,15 +43,18 @@ _HOME: dict[str, str] = {
     "load_model": "statten_deploy.models.checkpoint",
     "read_nir": "statten_deploy.export.nir",
     "runtime": "statten_deploy.runtime",
+    "write_report": "statten_deploy.comparing",
 }
 
 __all__ = [
+    "Comparison",
     "ExportOptions",
     "ExportResult",
     "ModelConfig",
     "STAtten",
     "Simulator",
     "__version__",
+    "compare_backends",
     "export_lava",
     "export_netx",
     "export_nir",
@@ -58,6 +64,7 @@ __all__ = [
     "load_model",
     "read_nir",
     "runtime",
+    "write_report",
 ]
 
 

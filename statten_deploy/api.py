@@ -172,7 +172,7 @@ def export(
     warnings = [*source.warnings, *warnings]
     with staging(path) as stage:
         temporary = stage.bundle(path) if spec.folder else stage.file(path)
-        subject, report, more = _subject(source, target, options, flags, samples)
+        subject, report, more = subject_of(source, target, options, flags, samples)
         warnings += more
         written = spec.write(subject, temporary)
         warnings += written.warnings
@@ -205,7 +205,7 @@ def _check_destination(source: Source, target: Target, path: Path, options: Expo
                 raise InputError(f"{written}: would overwrite the input; choose another --out")
 
 
-def _subject(
+def subject_of(
     source: Source, target: Target, options: ExportOptions, flags: Mapping[str, Any], samples: Array
 ) -> tuple[Subject, QuantisationReport | None, list[str]]:
     """The graph to write, as it is or quantised, with what the quantisation did, and warnings."""

@@ -27,7 +27,7 @@ def test_exported_names_exist_and_are_all() -> None:
 
 
 def test_importing_the_package_or_a_command_does_not_import_torch() -> None:
-    commands = ("export", "run", "train")
+    commands = ("export", "run", "train", "compare")
     imports = "; ".join(f"import statten_deploy.cli.{name}" for name in commands)
     assert (
         python(f"import sys, statten_deploy; {imports}; print('torch' in sys.modules, 'onnx' in sys.modules)")

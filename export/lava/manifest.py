@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from statten_deploy.errors import InputError
-from statten_deploy.export.artefact import MANIFEST, file_facts
-from statten_deploy.version import __version__
+from statten_deploy.export import artefact
+from statten_deploy.export.artefact import MANIFEST, bundle_files, file_facts
 
 KIND = "statten-lava-bundle"
 FORMAT = 1
@@ -18,15 +18,7 @@ NAMED = 8
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Describe every file that stands in `folder`. The same files give the same bytes."""
-    files = {name: file_facts(folder / name) for name in _files(folder)}
-    document = {
-        "kind": KIND,
-        "format": FORMAT,
-        "tool": {"name": "statten-deploy", "version": __version__},
-        **content,
-        "files": files,
-    }
-    (folder / MANIFEST).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    artefact.write_manifest(folder, KIND, FORMAT, content)
 
 
 def is_bundle(folder: Path) -> bool:
@@ -57,7 +49,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     listed = document.get("files")
     if not isinstance(listed, dict) or "run.py" not in listed:
         raise InputError(f"{folder / MANIFEST}: 'files' must list run.py and the other files; export again")
-    present = _files(folder)
+    present = bundle_files(folder)
     wrong = [name for name in listed if name not in present or file_facts(folder / name) != listed[name]]
     wrong += [name for name in _loadable(folder) if name not in listed]
     if wrong:
@@ -73,9 +65,3 @@ def _loadable(folder: Path) -> list[str]:
         for path in folder.rglob("*")
         if path.is_symlink() or (path.is_file() and path.name.lower().endswith(CODE))
     )
-
-
-def _files(folder: Path) -> list[str]:
-    """Every file under `folder` but the manifest and Python's caches, as POSIX paths, sorted."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(path.as_posix() for path in found if "__pycache__" not in path.parts and path.name != MANIFEST)

@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,13 @@ class UsageError(StattenError):
     """The options contradict each other."""
 
     exit_status = 2
+
+
+class GranularityChoice(StrEnum):
+    """What shares one scale."""
+
+    channel = "channel"
+    tensor = "tensor"
 
 
 # Older releases of typer raise click's exceptions, newer ones their own copy; both are bases of this public name.
@@ -52,6 +60,11 @@ def make_app(function: Callable[..., None]) -> typer.Typer:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(context_settings={"help_option_names": ["-h", "--help"]})(function)
     return app
+
+
+def stem(model: Path) -> str:
+    """``best.pth.tar`` -> ``best``."""
+    return model.name.removesuffix(".tar").rsplit(".", 1)[0] or model.name
 
 
 def emit_json(value: Any) -> None:

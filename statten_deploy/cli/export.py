@@ -10,6 +10,7 @@ from statten_deploy.cli.common import (
     ConfigOption,
     DebugOption,
     DtOption,
+    GranularityChoice,
     JsonOption,
     TimeStepsOption,
     UsageError,
@@ -17,6 +18,7 @@ from statten_deploy.cli.common import (
     emit_json,
     main_for,
     make_app,
+    stem,
 )
 
 if TYPE_CHECKING:
@@ -53,13 +55,6 @@ class Layout(StrEnum):
 
     sequence = "sequence"
     stream = "stream"
-
-
-class GranularityChoice(StrEnum):
-    """What shares one scale."""
-
-    channel = "channel"
-    tensor = "tensor"
 
 
 def export(
@@ -168,11 +163,6 @@ def export(
         emit_json(result.to_dict())
     else:
         _show(result)
-
-
-def stem(model: Path) -> str:
-    """``best.pth.tar`` -> ``best``."""
-    return model.name.removesuffix(".tar").rsplit(".", 1)[0] or model.name
 
 
 def _show(result: "ExportResult") -> None:

@@ -36,6 +36,10 @@ class LayerResult:
     synops: int
     relative_spikes: float | None = None
     relative_synops: float | None = None
+    macs: int = 0
+    paper_macs: int = 0
+    paper_acs: float = 0.0
+    """By the paper convention, beside the exact `macs` and `synops`."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ class BackendResult:
     relative_synops: float | None = None
     energy: dict[str, EnergyResult] = field(default_factory=dict)
     latency: Latency | None = None
+    """Of one sample."""
+    batch_latency: Latency | None = None
+    """Of a whole batch; None where calls would take too long."""
     layers: list[LayerResult] = field(default_factory=list)
     confusion: list[list[int]] | None = None
     notes: list[str] = field(default_factory=list)
@@ -152,14 +159,18 @@ class Comparison:
 
 
 def _backend(row: BackendResult) -> dict[str, Any]:
-    values = {key: value for key, value in vars(row).items() if key not in ("energy", "latency", "layers")}
-    latency = row.latency
+    apart = ("energy", "latency", "batch_latency", "layers")
     return {
-        **values,
+        **{key: value for key, value in vars(row).items() if key not in apart},
         "energy_pj": {name: found.total_pj for name, found in row.energy.items()},
         "energy": {name: vars(found) for name, found in row.energy.items()},
-        "latency_ms": None
-        if latency is None
-        else {"median": latency.median_ms, "p90": latency.p90_ms, "batch": latency.batch, "runs": latency.runs},
+        "latency_ms": _latency(row.latency),
+        "batch_latency_ms": _latency(row.batch_latency),
         "layers": [{**vars(layer), "spikes_by_step": list(layer.spikes_by_step)} for layer in row.layers],
     }
+
+
+def _latency(found: Latency | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"median": found.median_ms, "p90": found.p90_ms, "batch": found.batch, "runs": found.runs}

@@ -37,7 +37,7 @@ def verify_exact(reference: IntegerExecutor, candidate: IntegerExecutor, samples
         expected, found = reference.run(batch), candidate.run(batch)
         if not same_interface(agreement, expected, found):
             break
-        _compare(agreement, expected, found, start)
+        compare_integers(agreement, expected, found, start)
         start += step
         step = batch_size(expected, len(batch))
     hidden = sorted(expected.membranes.keys() - found.membranes.keys()) if len(samples) else []
@@ -47,7 +47,8 @@ def verify_exact(reference: IntegerExecutor, candidate: IntegerExecutor, samples
     return agreement
 
 
-def _compare(agreement: Agreement, expected: IntegerExecution, found: IntegerExecution, first: int) -> None:
+def compare_integers(agreement: Agreement, expected: IntegerExecution, found: IntegerExecution, first: int) -> None:
+    """Add one batch; its first sample is number `first`."""
     count = len(next(iter(expected.outputs.values())))
     flipped: NDArray[np.bool_] = np.zeros(count, dtype=np.bool_)
     for name, spikes in expected.spikes.items():

@@ -21,6 +21,7 @@ from statten_deploy.models.neurons import LIF
 from statten_deploy.models.statten import STAtten
 from statten_deploy.runtime import Interface, OnnxRuntimeEngine
 from statten_deploy.simulate import Simulator
+from statten_deploy.simulate.device import full_float32
 
 Array = NDArray[np.float32]
 
@@ -96,6 +97,10 @@ class TorchExecutor:
                 handle.remove()
         return Execution({"logits": logits.cpu().numpy()}, captured)
 
+    def infer(self, x: Array) -> Array:
+        """The outputs alone: nothing is recorded."""
+        return self._forward(x).cpu().numpy()
+
     def margins(self, x: Array, layer: str) -> NDArray[np.float64]:
         """``|v - threshold| / threshold`` of one layer before reset, [T, B, ...]: how near each neuron was to flip."""
         neuron = neuron_layers(self.model)[layer]
@@ -119,7 +124,8 @@ class TorchExecutor:
         device = next(self.model.parameters()).device
         batch = torch.from_numpy(np.ascontiguousarray(x)).to(device, self.dtype)
         if self.dtype == torch.float32:
-            logits: Tensor = self.model(batch)
+            with full_float32(device):
+                logits: Tensor = self.model(batch)
             return logits
         state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         converted = {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in state.items()}
@@ -131,10 +137,16 @@ class GraphExecutor:
     """The float simulator on a graph; `dt` in seconds, for graphs that do not say."""
 
     def __init__(
-        self, graph: nir.NIRGraph, time_steps: int | None = None, name: str = "graph", dt: float | None = None
+        self,
+        graph: nir.NIRGraph,
+        time_steps: int | None = None,
+        name: str = "graph",
+        dt: float | None = None,
+        *,
+        device: str = "cpu",
     ) -> None:
         self.name = name
-        self.simulator = Simulator(graph, time_steps=time_steps, dt=dt)
+        self.simulator = Simulator(graph, time_steps=time_steps, dt=dt, device=device)
 
     @classmethod
     def from_file(cls, path: Path, time_steps: int | None = None, dt: float | None = None) -> "GraphExecutor":

@@ -118,11 +118,12 @@ def verify_against(
         if not same_interface(agreement, expected, found):
             break
         if yardstick is not None:
-            _measure_yardstick(agreement, expected, yardstick.run(batch))
-        _compare(agreement, reference, batch, expected, found)
+            measure_yardstick(agreement, expected, yardstick.run(batch))
+        compare_batch(agreement, reference, batch, expected, found)
         start += step
         step = batch_size(expected, len(batch))
-    _judge(agreement)
+    judge(agreement)
+    note_silence(agreement)
     return agreement
 
 
@@ -148,7 +149,8 @@ def same_interface(agreement: Agreement, expected: Execution, found: Execution) 
     return len(agreement.problems) == before
 
 
-def _measure_yardstick(agreement: Agreement, expected: Execution, exact: Execution) -> None:
+def measure_yardstick(agreement: Agreement, expected: Execution, exact: Execution) -> None:
+    """Add how far the reference strays from itself in float64 on one batch."""
     for name, spikes in expected.spikes.items():
         layer = agreement.layers.setdefault(name, LayerAgreement(name))
         layer.yardstick += int(np.count_nonzero(spikes != exact.spikes[name]))
@@ -167,7 +169,10 @@ def predicted_classes(output: NDArray[Any]) -> NDArray[np.int64]:
     return np.asarray(output.argmax(-1), dtype=np.int64)
 
 
-def _compare(agreement: Agreement, reference: Traceable, batch: Array, expected: Execution, found: Execution) -> None:
+def compare_batch(
+    agreement: Agreement, reference: Traceable, batch: Array, expected: Execution, found: Execution
+) -> None:
+    """Add one batch, whose first flips are traced in `reference`; `judge` has the last word when all are in."""
     flipped: NDArray[np.bool_] = np.zeros(len(batch), dtype=np.bool_)
     first_layers: dict[str, NDArray[np.bool_]] = {}
     for name, spikes in expected.spikes.items():
@@ -239,7 +244,8 @@ def note_silence(agreement: Agreement) -> None:
         agreement.notes.append(f"no neuron of {shown} fired on these samples: nothing behind them is verified")
 
 
-def _judge(agreement: Agreement) -> None:
+def judge(agreement: Agreement) -> None:
+    """Hold the totals of all batches to the tolerances."""
     sites, samples = max(agreement.sites, 1), max(agreement.samples, 1)
     flips, own = agreement.spike_mismatches / sites, agreement.yardstick / sites
     allowed = limit("flips") + limit("flips_factor") * own
@@ -250,7 +256,6 @@ def _judge(agreement: Agreement) -> None:
     budget += limit("predictions_factor") * agreement.yardstick_predictions_differ
     if differ > budget:
         agreement.problems.append(f"{differ} of {samples} predictions differ, allowed {int(budget)}")
-    note_silence(agreement)
     if agreement.samples_with_flips > samples // 2:
         agreement.notes.append(
             f"{agreement.samples_with_flips} of {samples} samples hold flips at thresholds that cascade "

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from statten_deploy.errors import InputError
+from statten_deploy.errors import InputError, UnsupportedError
 from statten_deploy.runtime.metadata import read_facts
 
 Array = NDArray[Any]
@@ -84,8 +84,12 @@ class OnnxRuntimeEngine:
 
         Raises:
             InputError: the provider is not available, or onnxruntime cannot load the model.
+            UnsupportedError: onnxruntime is not installed.
         """
-        import onnxruntime as ort
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            raise UnsupportedError("onnxruntime is not installed; pip install onnxruntime") from None
 
         provider = options.provider or "CPUExecutionProvider"
         if provider not in ort.get_available_providers():

@@ -1,5 +1,8 @@
 """Where torch computes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from statten_deploy.errors import InputError
@@ -18,3 +21,18 @@ def usable_device(device: str | torch.device) -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used here ({reason}); use 'cpu'") from None
     return found
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """No TF32 on GPUs: it keeps 10 bits of a weight, and counts above 2048 would be rounded."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul

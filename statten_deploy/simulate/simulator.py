@@ -1,7 +1,6 @@
 """The float simulator: runs any graph of stock nodes and ours, layer by layer, in float32."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import reduce
@@ -21,7 +20,7 @@ from statten_deploy.ir.nodes import STAttenAttention
 from statten_deploy.ir.schedule import Loop, Signal, Sum, make_schedule, makes
 from statten_deploy.ir.shapes import Shape, infer_shapes
 from statten_deploy.ir.verify import SPIKING, STATEFUL, time_step, verify
-from statten_deploy.simulate.device import usable_device
+from statten_deploy.simulate.device import full_float32, usable_device
 from statten_deploy.simulate.operators import OPERATORS, Context, Operator
 
 ACTIVATION_BUDGET = 256 * 2**20
@@ -169,7 +168,7 @@ class Simulator:
         wanted = self._wanted(record)
         collector = _Collector(batch, steps, self.schedule.timeless)
         size = self.micro_batch or self._automatic_batch(steps, frames)
-        with torch.inference_mode(), _full_float32(self.device):
+        with torch.inference_mode(), full_float32(self.device):
             for start in range(0, batch, size):
                 part = {name: frame.part(start, start + size).to(self.device) for name, frame in frames.items()}
                 self._run_part(part, steps, start, wanted, collector)
@@ -325,18 +324,3 @@ def _positive(name: str, value: float) -> float:
     if not value > 0:
         raise InputError(f"{name} must be positive, got {value:g}")
     return value
-
-
-@contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    """No TF32 on GPUs: it keeps 10 bits of a weight, and counts above 2048 would be rounded."""
-    if device.type != "cuda":
-        yield
-        return
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul

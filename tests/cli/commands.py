@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from statten_deploy.cli import compare as compare_cli
 from statten_deploy.cli import export as export_cli
 from statten_deploy.cli import run as run_cli
 from statten_deploy.cli.common import run as run_command
@@ -18,6 +19,10 @@ def export(*arguments: object) -> int:
 
 def run(*arguments: object) -> int:
     return run_command(run_cli.app, "statten-run", [str(a) for a in arguments])
+
+
+def compare(*arguments: object) -> int:
+    return run_command(compare_cli.app, "statten-compare", [str(a) for a in arguments])
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:

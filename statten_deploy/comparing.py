@@ -1,0 +1,372 @@
+"""The same network in several backends, on the same samples: accuracy, spikes, operations, energy, latency."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import nir
+import numpy as np
+
+from statten_deploy.api import ExportOptions, Model, random_samples, subject_of
+from statten_deploy.backends import BACKENDS, REFERENCES, SHOW_MEMBRANES, Engine, Material
+from statten_deploy.compare.comparison import BackendResult, Comparison, Latency, Raster
+from statten_deploy.compare.executors import Array
+from statten_deploy.compare.files import write_report
+from statten_deploy.compare.latency import SECONDS, machine, measure, too_slow
+from statten_deploy.compare.lockstep import Runner, run_batch
+from statten_deploy.compare.results import backend_results, profile_infos, silent_layers
+from statten_deploy.compare.tally import Labels, Tally, classes_of, raster_of
+from statten_deploy.compare.verify import BATCH_BYTES
+from statten_deploy.energy import Profile, load_profile
+from statten_deploy.energy.counter import InputKind
+from statten_deploy.energy.signals import FIRING
+from statten_deploy.errors import ConfigError, GraphError, InputError, UnsupportedError
+from statten_deploy.ir import hints, infer_shapes, inline_subgraphs
+from statten_deploy.quantize import Granularity, QuantizeOptions
+from statten_deploy.simulate.device import usable_device
+from statten_deploy.source import Source, load_source
+from statten_deploy.train.data import DATASETS, InputSpec, Samples, open_source, select
+from statten_deploy.train.data.split import fixed_order
+from statten_deploy.version import __version__
+
+DEFAULT_PROFILES = ("45nm-fp32", "45nm-int8", "loihi1")
+"""The convention of the literature for both arithmetics, and a chip by event counts."""
+RANDOM_SAMPLES = 32
+"""Seeded random inputs, where there are no data."""
+BATCH = 128
+"""Most samples in a batch, unless told otherwise."""
+WATCHED = 16
+"""Samples that a quantisation is watched on, for its warnings."""
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, all, what comes next)."""
+
+
+def compare_backends(
+    model: Model,
+    backends: Sequence[str] | None = None,
+    *,
+    data: str | Path | None = None,
+    samples: int | None = None,
+    profiles: Sequence[str | Path] = (),
+    seed: int = 0,
+    bits: int | None = None,
+    granularity: Granularity | None = None,
+    calibration: str | Path | None = None,
+    batch: int | None = None,
+    latency_seconds: float = SECONDS,
+    input: Literal["frames", "events"] | None = None,
+    device: str = "cpu",
+    config: Mapping[str, Any] | None = None,
+    time_steps: int | None = None,
+    dt: float | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run a model in several backends on the same samples and compare them. Memory does not grow with the samples.
+
+    Float backends are held to the torch network by the tolerances of `statten_deploy.compare.tolerances`, integer ones
+    to the quantised network in torch without any; `Comparison.problems` says who does not pass. References run even
+    if they are not asked for. A backend that cannot run is a row that says why.
+
+    Args:
+        model: as `load_source` takes it, with `config`, `time_steps` and `dt`.
+        backends: names of `statten_deploy.backends.BACKENDS`; all by default.
+        data: a data set, a folder or an ``.npz``; by default the one the model names, else seeded random inputs.
+        samples: so many of the test split, chosen by `seed`; all by default.
+        profiles: cost profiles beside `DEFAULT_PROFILES`, by name or as a ``.toml`` file.
+        bits, granularity, calibration: of the integer network, as in `ExportOptions`.
+        batch: samples at once; by default as many as keep the spikes of a batch below 64 MB, at most 128.
+        latency_seconds: spent on timing every backend; 0 leaves latencies out.
+        input: what frames carry, real values (``"frames"``) or counts (``"events"``); by default events where the first
+            batch holds whole numbers.
+        device: where torch computes the references.
+
+    Raises:
+        InputError: bad input, unknown names, or no backend that can run.
+    """
+    wanted = _known(backends)
+    QuantizeOptions(bits or QuantizeOptions.bits, granularity or QuantizeOptions.granularity)  # refuses early
+    costs = _profiles(profiles)
+    where = str(usable_device(device))
+    source = model if isinstance(model, Source) else load_source(model, config, time_steps, dt)
+    stream, warnings = _stream(source, data, samples, seed)
+    size = min(_batch_size(source) if batch is None else batch, len(stream.samples))
+    first = stream.take(0, size)
+    kind = _input_kind(source, first, input)
+    options = ExportOptions(calibration, bits=bits, granularity=granularity)
+    graph, refusal, more = _integer_graph(source, wanted, options, first[:WATCHED])
+    with tempfile.TemporaryDirectory(prefix="statten-compare-") as folder:
+        material = Material(source, graph, refusal, Path(folder), where)
+        engines, missing = _engines(wanted, material)
+        runners = _runners(engines, material, kind)
+        work = _Work(progress, len(runners) * len(stream.spans(size)) + (2 if latency_seconds else 0))
+        raster = _run(runners, source, stream, size, work)
+        single, batched = _latencies(runners, first, latency_seconds, work)
+
+    def plain(text: str) -> str:  # the artefacts are gone: where they were tells nobody anything
+        return text.replace(f"{folder}/", "")
+
+    for runner in runners.values():
+        runner.finish(runners[runner.reference])
+    rows = {row.name: row for row in backend_results(runners, costs)}
+    for name, row in rows.items():
+        row.latency, row.batch_latency = single.get(name), batched.get(name)
+        row.unavailable = plain(row.unavailable)
+    rows |= {name: _missing(name, source, plain(reason)) for name, reason in missing.items()}
+    lead = next(iter(runners.values())).tally.counter.counts()
+    silent = silent_layers(lead)
+    if silent:
+        warnings.append(f"no neuron of {', '.join(silent)} fired on these samples: nothing behind them is compared")
+    problems = [plain(f"{name}: {problem}") for name, runner in runners.items() for problem in runner.problems]
+    return Comparison(
+        model=source.name,
+        dataset=stream.name,
+        samples=len(stream.samples),
+        classes=source.classes,
+        time_steps=source.time_steps,
+        seed=seed,
+        bits=_bits(source, graph, bits),
+        references=_references(runners),
+        tool_version=__version__,
+        profiles=profile_infos(lead, costs),
+        backends=[rows[name] for name in BACKENDS if name in rows],
+        raster=raster,
+        machine=machine(where),
+        problems=problems,
+        warnings=list(dict.fromkeys([*source.warnings, *warnings, *more])),
+    )
+
+
+class _Work:
+    """Counts steps of work for `Progress`."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def next(self, what: str) -> None:
+        """One step begins: those before it are done."""
+        if self.progress is not None:
+            self.progress(min(self.done, self.total), self.total, what)
+        self.done += 1
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The samples to compare on, read when they are needed."""
+
+    name: str
+    samples: Samples
+
+    def take(self, start: int, stop: int) -> Array:
+        """Samples start .. stop - 1 as one array [B, ...]."""
+        return np.stack([self.samples.sample(i) for i in range(start, min(stop, len(self.samples)))])
+
+    def batches(self, size: int) -> Iterator[tuple[int, Array, Labels | None]]:
+        """(number of the first sample, x, labels or None): the first sample alone, then `size` at a time."""
+        labels = self.samples.labels
+        for start, stop in self.spans(size):
+            yield start, self.take(start, stop), None if labels is None else labels[start:stop]
+
+    def spans(self, size: int) -> list[tuple[int, int]]:
+        """Where batches begin and end."""
+        starts = [0, *range(1, len(self.samples), size)]
+        return list(pairwise([*starts, len(self.samples)]))
+
+
+class _RandomSamples(Samples):
+    """Seeded random inputs, each with a seed of its own."""
+
+    def __init__(self, source: Source, count: int, seed: int) -> None:
+        self.source, self.count, self.seed = source, count, seed
+
+    @property
+    def labels(self) -> None:
+        return None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def sample(self, index: int) -> Array:
+        found: Array = random_samples(self.source, 1, self.seed * 2**32 + index)[0]
+        return found
+
+    def subset(self, indices: Labels) -> "Samples":
+        raise NotImplementedError("random inputs have no parts")
+
+
+def _stream(source: Source, data: str | Path | None, samples: int | None, seed: int) -> tuple[_Stream, list[str]]:
+    if samples is not None and samples < 1:
+        raise InputError(f"--samples {samples}: expected at least 1")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected 0 or more")
+    if data is None and source.dataset not in DATASETS:
+        count = samples or RANDOM_SAMPLES
+        why = f"data set {source.dataset!r} is not at hand" if source.dataset else "the model names no data set"
+        warning = f"{why}: compared on {count} seeded random inputs, without labels; give real ones with --data"
+        return _Stream("seeded random inputs", _RandomSamples(source, count, seed)), [warning]
+    name = source.dataset if data is None else str(data)
+    part = select(open_source(name, InputSpec(source.input_shape, source.classes)), "evaluation")
+    if samples is not None and samples > len(part):
+        raise InputError(f"{name}: has {len(part)} samples, --samples asks for {samples}")
+    if samples is not None and samples < len(part):
+        part = part.subset(np.sort(fixed_order(len(part), seed)[:samples]))
+    return _Stream(name, part), []
+
+
+def _known(backends: Sequence[str] | None) -> list[str]:
+    if backends is None:
+        return list(BACKENDS)
+    unknown = [name for name in backends if name not in BACKENDS]
+    if unknown or not backends:
+        raise InputError(f"--backends {','.join(unknown)}: unknown; expected some of {', '.join(BACKENDS)}")
+    return [name for name in BACKENDS if name in backends]
+
+
+def _profiles(asked: Sequence[str | Path]) -> list[Profile]:
+    """The default profiles and those asked for, each once."""
+    found: dict[str, Profile] = {}
+    for given in dict.fromkeys([*DEFAULT_PROFILES, *map(str, asked)]):
+        profile = load_profile(given)
+        if profile.name in found:
+            raise ConfigError(f"--profile {given}: a profile called {profile.name!r} is there already; rename it")
+        found[profile.name] = profile
+    return list(found.values())
+
+
+def _batch_size(source: Source) -> int:
+    graph = inline_subgraphs(source.graph)
+    shapes = infer_shapes(graph)
+    sites = source.time_steps * sum(
+        prod(shapes[name]) for name, node in graph.nodes.items() if isinstance(node, FIRING)
+    )
+    return max(1, min(BATCH, BATCH_BYTES // max(sites, 1)))
+
+
+def _input_kind(source: Source, x: Array, told: Literal["frames", "events"] | None) -> InputKind:
+    """Frames of whole numbers are events, unless told otherwise."""
+    if hints(source.graph).get("input") == "image":
+        if told is not None:
+            raise ConfigError(f"--input {told}: {source.name} takes images; leave the option out")
+        return "image"
+    return told or ("events" if np.array_equal(np.rint(x), x) else "frames")
+
+
+def _integer_graph(
+    source: Source, wanted: Sequence[str], options: ExportOptions, seen: Array
+) -> tuple[nir.NIRGraph | None, str, list[str]]:
+    """The network that all integer backends run, or None and why there is none; and warnings."""
+    if not any(BACKENDS[name].arithmetic_of(source) == "integer" for name in wanted):
+        return None, "no integer backend was asked for", []
+    try:
+        subject, _, warnings = subject_of(source, "onnx-int8", options, {}, seen)
+    except (UnsupportedError, GraphError) as error:
+        return None, f"cannot be quantised: {error}", []
+    if source.trained is not None:
+        warnings.append(
+            f"trained for weights of {source.trained.bits} bits; float backends run the float network behind them"
+        )
+    elif not source.quantised and options.calibration is None and source.dataset not in DATASETS:
+        warnings.append("quantised without calibration data; give some with --calibration")
+    return subject.graph, "", warnings
+
+
+def _bits(source: Source, graph: nir.NIRGraph | None, asked: int | None) -> int:
+    if graph is not None:
+        return int(hints(graph)["bits"])
+    return asked or (source.trained or QuantizeOptions()).bits
+
+
+def _engines(wanted: Sequence[str], material: Material) -> tuple[dict[str, Engine], dict[str, str]]:
+    """Backends that can run, the reference of each arithmetic before those held to it; the others with the reason."""
+    engines: dict[str, Engine] = {}
+    missing: dict[str, str] = {}
+
+    def make(name: str) -> bool:
+        try:
+            engines[name] = BACKENDS[name].make(material)
+        except (UnsupportedError, GraphError) as error:
+            missing[name] = str(error)
+        return name in engines
+
+    for arithmetic, candidates in REFERENCES.items():
+        members = [name for name in wanted if BACKENDS[name].arithmetic_of(material.source) == arithmetic]
+        if members and any(make(name) for name in candidates):
+            for name in members:
+                if name not in engines and name not in missing:
+                    make(name)
+        else:
+            missing |= {name: missing[candidates[0]] for name in members if name not in missing}
+    if not engines:
+        raise UnsupportedError("no backend can run: " + "; ".join(f"{name}: {why}" for name, why in missing.items()))
+    return engines, missing
+
+
+def _runners(engines: Mapping[str, Engine], material: Material, kind: InputKind) -> dict[str, Runner]:
+    runners: dict[str, Runner] = {}
+    first: dict[str, str] = {}
+    for name, engine in engines.items():
+        arithmetic = BACKENDS[name].arithmetic_of(material.source)
+        held = arithmetic in first
+        reference = first.setdefault(arithmetic, name)
+        if not held and arithmetic == "integer":  # what quantisation did to the network
+            reference = first.get("float32", name)
+        graph = material.source.graph if arithmetic == "float32" else material.integer_subject().graph
+        tally = Tally(graph, kind)
+        notes = list(engine.notes)
+        runners[name] = Runner(name, arithmetic, engine.executor, engine.infer, reference, held, tally, notes)
+    return runners
+
+
+def _references(runners: Mapping[str, Runner]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, runner in runners.items():
+        found.setdefault(runner.arithmetic, name)
+    return found
+
+
+def _run(runners: Mapping[str, Runner], source: Source, stream: _Stream, size: int, work: _Work) -> Raster | None:
+    """All batches through all backends. The first sample is compared in its membranes too; its spikes are kept."""
+    lead = next(iter(runners))
+    raster: Raster | None = None
+    yardstick = source.yardstick
+    for start, x, labels in stream.batches(size):
+        for runner in runners.values():
+            if isinstance(runner.executor, SHOW_MEMBRANES):
+                runner.executor.membranes = start == 0
+        kept = run_batch(runners, x, labels, start, yardstick, work.next)
+        if raster is None:
+            classes = classes_of(kept[lead])
+            label, predicted = (None if found is None else int(found[0]) for found in (labels, classes))
+            raster = Raster(0, label, predicted, raster_of(kept[lead], 0))
+        del kept
+    return raster
+
+
+def _latencies(
+    runners: Mapping[str, Runner], first: Array, seconds: float, work: _Work
+) -> tuple[dict[str, Latency], dict[str, Latency]]:
+    """Of one sample and of a batch, per backend that is still running."""
+    if not seconds:
+        return {}, {}
+    running = {name: runner for name, runner in runners.items() if not runner.failed}
+    work.next("latency of one sample")
+    single = measure({name: partial(runner.infer, first[:1]) for name, runner in running.items()}, 1, seconds)
+    work.next("latency of a batch")
+    quick = {
+        name: partial(runner.infer, first)
+        for name, runner in running.items()
+        if len(first) > 1 and not too_slow(runner.seconds, seconds)
+    }
+    return single, measure(quick, len(first), seconds)
+
+
+def _missing(name: str, source: Source, reason: str) -> BackendResult:
+    return BackendResult(name, BACKENDS[name].arithmetic_of(source), "", unavailable=reason)
+
+
+__all__ = ["Comparison", "compare_backends", "write_report"]

@@ -1,0 +1,147 @@
+"""Batch by batch: who is compared with whom, what stays in memory, who is out after a failure."""
+
+import weakref
+
+import pytest
+
+from statten_deploy.compare.executors import Execution, GraphExecutor
+from statten_deploy.compare.lockstep import Runner, run_batch
+from statten_deploy.compare.tally import Tally
+from statten_deploy.errors import StattenError
+from statten_deploy.frontend import build_graph
+from tests.conftest import lively_input, lively_model, small_config
+
+
+@pytest.fixture(scope="module")
+def network():
+    config = small_config("static", depth=1)
+    graph = build_graph(lively_model(config))
+    return graph, lively_input(config, 2).numpy(), GraphExecutor(graph)
+
+
+class Fake:
+    """What another executor gives, changed; remembers how many of its results are alive."""
+
+    def __init__(self, inner, change=lambda execution, call: execution) -> None:
+        self.name, self.inner, self.change = "fake", inner, change
+        self.calls = 0
+        self.alive: weakref.WeakSet[Execution] = weakref.WeakSet()
+        self.most = 0
+
+    def run(self, x):
+        found = Given(self.inner.run(x))
+        self.change(found, self.calls)
+        self.calls += 1
+        self.alive.add(found)
+        self.most = max(self.most, len(self.alive))
+        return found
+
+    def margins(self, x, layer):
+        return self.inner.margins(x, layer)
+
+
+class Given(Execution):
+    """An Execution that can be referred to weakly and counted by identity."""
+
+    __hash__ = object.__hash__
+
+    def __init__(self, other: Execution) -> None:
+        super().__init__(dict(other.outputs), {name: value.copy() for name, value in other.spikes.items()})
+
+
+def runner(graph, name: str, executor, reference: str = "torch") -> Runner:
+    return Runner(name, "float32", executor, executor.run, reference, name != reference, Tally(graph, "image"), [])
+
+
+def test_no_spikes_outlive_their_batch(network) -> None:
+    graph, x, real = network
+    fakes = [Fake(real) for _ in range(3)]
+    runners = {name: runner(graph, name, fake) for name, fake in zip(("torch", "a", "b"), fakes, strict=True)}
+    for batch in range(6):
+        run_batch(runners, x, None, 2 * batch)
+    assert [fake.calls for fake in fakes] == [6, 6, 6]
+    assert max(fake.most for fake in fakes) == 1
+    assert sum(len(fake.alive) for fake in fakes) == 0
+    assert runners["b"].tally.samples == 12
+
+
+def flip_head(execution: Execution, call: int) -> None:
+    if call == 1:
+        execution.spikes["head_lif"][0, 1, 0] ^= True
+
+
+def test_the_yardstick_runs_only_where_spikes_differ(network) -> None:
+    graph, x, real = network
+    yardstick = Fake(real)
+    runners = {
+        "torch": runner(graph, "torch", Fake(real)),
+        "a": runner(graph, "a", Fake(real, flip_head)),
+        "b": runner(graph, "b", Fake(real, flip_head)),
+    }
+    for batch in range(3):
+        run_batch(runners, x, None, 2 * batch, yardstick)
+    assert yardstick.calls == 1  # of three batches the second, once for both
+    assert runners["a"].agreement.spike_mismatches == runners["a"].tally.mismatches == 1
+
+
+def test_a_flip_far_from_the_threshold_is_a_problem(network) -> None:
+    graph, x, real = network
+    runners = {"torch": runner(graph, "torch", Fake(real)), "a": runner(graph, "a", Fake(real, flip_head))}
+    for batch in range(4):
+        run_batch(runners, x, None, 2 * batch)
+    runners["a"].finish(runners["torch"])
+    (problem,) = runners["a"].problems
+    assert problem.startswith("layer 'head_lif', step 0, neuron (0,): the spike differs although the membrane is")
+    assert any("1 of" in note and "spikes differ from torch, in 1 of 8 samples" in note for note in runners["a"].notes)
+
+
+def fail(execution: Execution, call: int) -> None:
+    if call == 1:
+        raise StattenError("the simulator fell over")
+
+
+def forget(execution: Execution, call: int) -> None:
+    del execution.spikes["head_lif"]
+
+
+def test_a_backend_that_fails_is_out_and_the_others_go_on(network) -> None:
+    graph, x, real = network
+    runners = {
+        "torch": runner(graph, "torch", Fake(real)),
+        "a": runner(graph, "a", Fake(real, fail)),
+        "b": runner(graph, "b", Fake(real, forget)),
+        "c": runner(graph, "c", Fake(real)),
+    }
+    for batch in range(3):
+        run_batch(runners, x, None, 2 * batch)
+    for one in runners.values():
+        one.finish(runners["torch"])
+    assert runners["a"].executor.calls == 1
+    assert runners["a"].problems == ["failed on samples 2 to 3: the simulator fell over"]
+    assert runners["b"].problems == [
+        "gives other layers or outputs than torch",
+        "neuron layer 'head_lif' is missing from b",
+    ]
+    assert (runners["c"].problems, runners["c"].tally.samples) == ([], 6)
+
+
+def test_a_reference_that_fails_ends_it(network) -> None:
+    graph, x, real = network
+    runners = {"torch": runner(graph, "torch", Fake(real, fail)), "a": runner(graph, "a", Fake(real))}
+    run_batch(runners, x, None, 0)
+    with pytest.raises(StattenError, match="fell over"):
+        run_batch(runners, x, None, 2)
+
+
+def test_problems_do_not_grow_with_the_batches(network) -> None:
+    graph, x, real = network
+
+    def wrong(execution: Execution, call: int) -> None:
+        execution.spikes["patch_embed.proj_lif"][:] ^= True
+
+    runners = {"torch": runner(graph, "torch", Fake(real)), "a": runner(graph, "a", Fake(real, wrong))}
+    for batch in range(5):
+        run_batch(runners, x, None, 2 * batch)
+    runners["a"].finish(runners["torch"])
+    assert len(runners["a"].problems) == 3
+    assert runners["a"].tally.mismatches == runners["a"].agreement.spike_mismatches > 0
