@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statten_deploy.compare.report import text as show
@@ -46,6 +46,7 @@ def test_relative(value, expected):
     assert show.relative(value) == expected
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6).filter(bool))
 def test_a_difference_never_reads_as_none(value):
     text = show.relative(value)
@@ -69,6 +70,7 @@ def test_energies_of_a_column_share_a_unit(energies, texts):
     assert [unit.text(energy) for energy in energies] == texts
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e16), min_size=1, max_size=5))
 def test_energies_are_rounded_never_more_than_half_a_digit(energies):
     unit = show.energy_unit(energies)
@@ -89,6 +91,7 @@ def test_counts_show_every_digit_while_there_is_room():
     assert show.samples(50_000) == "50,000 samples"
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_plain_text_is_one_line_that_any_file_and_terminal_takes(text):
     found = show.plain(text)
@@ -98,6 +101,7 @@ def test_plain_text_is_one_line_that_any_file_and_terminal_takes(text):
     assert show.plain(found) == found
 
 
+@settings(deadline=None)
 @given(st.lists(ANY_TEXT, min_size=1, max_size=6, unique=True), st.integers(12, 30))
 def test_labels_are_short_and_tell_names_apart(names, width):
     found = show.labels(names, width)
@@ -119,6 +123,7 @@ def test_lists_say_how_many_are_left_out():
     assert show.listed([], 20) == "–"
 
 
+@settings(deadline=None)
 @given(st.lists(ANY_TEXT, max_size=8))
 def test_file_names_are_harmless_and_all_different(texts):
     taken: list[str] = []
@@ -142,6 +147,7 @@ def test_blocks_of_a_deep_network():
     assert {"block.3.attn", "block.3.mlp"} <= set(blocks(heavy, 11))
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab.", min_size=1, max_size=6), min_size=1, max_size=12, unique=True), st.integers(1, 12))
 def test_blocks_hold_every_layer_once(names, limit):
     found = blocks({name: float(number + 1) for number, name in enumerate(names)}, limit)

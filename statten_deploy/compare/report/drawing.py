@@ -95,8 +95,7 @@ def draw(name: str, title: str, alt: str, height: float, paint: Callable[["Figur
         figure = Figure(figsize=(WIDTH / POINTS, height / POINTS), dpi=POINTS, layout="constrained")
         paint(figure)
         svg, png = io.BytesIO(), io.BytesIO()
-        nobody = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(svg, format="svg", transparent=True, metadata=nobody)
+        figure.savefig(svg, format="svg", transparent=True)
         figure.set_size_inches(WIDTH / POINTS, (height + TITLE) / POINTS)  # in the page the title is text
         figure.suptitle(shortened(title, TITLE_WIDTH), x=0.015, ha="left", fontsize=10.5, fontweight="bold")
         figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
@@ -136,7 +135,10 @@ def _styled(name: str) -> Iterator[None]:
 
 
 def _inline(document: bytes, name: str, title: str, alt: str) -> str:
-    """matplotlib's file as an element of a page: no namespaces, own ids, a title and a description, theme colours."""
+    """matplotlib's file as an element of a page: no namespaces, own ids, a title and a description, theme colours.
+
+    What says when and by what it was written (the metadata) is left out.
+    """
     root = ET.fromstring(document)  # noqa: S314 - written by matplotlib a moment ago
     for parent in root.iter():
         for child in list(parent):
