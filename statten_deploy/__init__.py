@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         export_onnx_int8,
     )
     from statten_deploy.comparing import Comparison, compare_backends, write_report
-    from statten_deploy.export.nir import read_nir
+    from statten_deploy.export.nir import as_written_by, read_nir
     from statten_deploy.models.checkpoint import load_checkpoint, load_model
     from statten_deploy.models.config import ModelConfig
     from statten_deploy.models.statten import STAtten
@@ -33,6 +33,7 @@ _HOME: dict[str, str] = {
     "ModelConfig": "statten_deploy.models.config",
     "STAtten": "statten_deploy.models.statten",
     "Simulator": "statten_deploy.simulate",
+    "as_written_by": "statten_deploy.export.nir",
     "compare_backends": "statten_deploy.comparing",
     "export_lava": "statten_deploy.api",
     "export_netx": "statten_deploy.api",
@@ -54,6 +55,7 @@ __all__ = [
     "STAtten",
     "Simulator",
     "__version__",
+    "as_written_by",
     "compare_backends",
     "export_lava",
     "export_netx",

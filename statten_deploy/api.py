@@ -76,11 +76,12 @@ class ExportOptions:
 
 
 class Common(TypedDict, total=False):
-    """What every export takes: see `load_source` for the first three."""
+    """What every export takes: see `load_source` for the first four."""
 
     config: Mapping[str, Any] | None
     time_steps: int | None
     dt: float | None
+    written_by: str | None
     options: ExportOptions | None
 
 
@@ -160,11 +161,12 @@ def export(
     config: Mapping[str, Any] | None = None,
     time_steps: int | None = None,
     dt: float | None = None,
+    written_by: str | None = None,
     options: ExportOptions | None = None,
     flags: Mapping[str, Any] | None = None,
 ) -> ExportResult:
     """Write any target; `flags` are the target's own options. Raises as `export_nir`."""
-    source = model if isinstance(model, Source) else load_source(model, config, time_steps, dt)
+    source = model if isinstance(model, Source) else load_source(model, config, time_steps, dt, written_by)
     options, flags, path = options or ExportOptions(), flags or {}, Path(path)
     spec = TARGETS[target]
     _check_destination(source, target, path, options)

@@ -57,6 +57,7 @@ def evaluate(
     config: Mapping[str, Any] | None = None,
     time_steps: int | None = None,
     dt: float | None = None,
+    written_by: str | None = None,
     backend: Backend = "own",
 ) -> Evaluation:
     """Run `artefact` (a checkpoint or anything ``statten-export`` writes) on the test split of `data`.
@@ -67,9 +68,12 @@ def evaluate(
         InputError: a file cannot be read, was changed since its export, does not fit the data or the backend.
     """
     path = Path(artefact)
-    executor, spec = (
-        _open_norse(path, config, time_steps, dt) if backend == "norse" else _open(path, config, time_steps, dt)
-    )
+    if backend == "norse":
+        if written_by is not None:
+            raise InputError("--written-by belongs to our own engine; Norse reads a file in its own way")
+        executor, spec = _open_norse(path, config, time_steps, dt)
+    else:
+        executor, spec = _open(path, config, time_steps, dt, written_by)
     x, labels = load_arrays(data, "evaluation", spec)
     if samples is not None and samples > len(x):
         raise InputError(f"{data}: has {len(x)} samples, --samples asks for {samples}")
@@ -101,16 +105,18 @@ def evaluate(
 
 
 def _open(
-    path: Path, config: Mapping[str, Any] | None, time_steps: int | None, dt: float | None
+    path: Path, config: Mapping[str, Any] | None, time_steps: int | None, dt: float | None, written_by: str | None
 ) -> tuple[Executor, InputSpec]:
     opener = next((OPENERS[suffix] for suffix in OPENERS if path.name.endswith(suffix)), None)
     if opener is None:
-        source = load_source(path, config, time_steps, dt)
+        source = load_source(path, config, time_steps, dt, written_by)
         return source.executor, InputSpec(source.input_shape, source.classes)
     if not path.exists():
         raise InputError(f"{path}: no such file; expected an artefact written by statten-export")
-    if config or time_steps or dt:
-        raise InputError(f"{path}: --config, --time-steps and --dt are not for exported artefacts, which are complete")
+    if config or time_steps or dt or written_by:
+        raise InputError(
+            f"{path}: --config, --time-steps, --dt and --written-by are not for exported artefacts, which are complete"
+        )
     read_sidecar(path)
     return opener(path)
 

@@ -14,7 +14,7 @@ from statten_deploy.compare.executors import Executor, GraphExecutor, TorchExecu
 from statten_deploy.compare.integers import FixedExecutor, TorchIntExecutor
 from statten_deploy.errors import ConfigError, InputError, UnsupportedError
 from statten_deploy.export.artefact import read_sidecar
-from statten_deploy.export.nir import read_nir
+from statten_deploy.export.nir import as_written_by, read_nir
 from statten_deploy.frontend import build_graph
 from statten_deploy.ir import hints, input_names, is_quantised
 from statten_deploy.ir.verify import DEFAULT_DT
@@ -95,10 +95,12 @@ def load_source(
     config: Mapping[str, Any] | None = None,
     time_steps: int | None = None,
     dt: float | None = None,
+    written_by: str | None = None,
 ) -> Source:
     """Load a checkpoint (any format `load_checkpoint` reads), a ``.nir`` file, a network or a graph.
 
-    `time_steps` and `dt` (seconds per step) are for NIR files of other tools, which say neither. A network is copied.
+    `time_steps` and `dt` (seconds per step) are for NIR files of other tools, which say neither; `written_by` names the
+    tool, where its numbers mean something else than NIR's (`as_written_by`). A network is copied.
 
     Raises:
         InputError: the file cannot be read; ConfigError: the configuration does not fit, or T is unknown.
@@ -106,7 +108,7 @@ def load_source(
     if isinstance(model, STAtten):
         return _from_network(deepcopy(model).eval(), time_steps, dt)
     if isinstance(model, nir.NIRGraph):
-        return _from_graph(model, "graph", time_steps, dt)
+        return _from_graph(as_written_by(model, written_by, dt) if written_by else model, "graph", time_steps, dt)
     path = Path(model)
     if path.suffix == ".nir":
         if not path.is_file():
@@ -116,9 +118,13 @@ def load_source(
                 f"{path}: --config is for checkpoints; a NIR file describes itself (--time-steps gives T)"
             )
         read_sidecar(path)
-        source = _from_graph(read_nir(path), str(path), time_steps, dt)
+        graph = read_nir(path)
+        graph = as_written_by(graph, written_by, dt) if written_by else graph
+        source = _from_graph(graph, str(path), time_steps, dt)
         source.sha256 = file_sha256(path)
     else:
+        if written_by:
+            raise ConfigError(f"{path}: --written-by is for NIR files of other tools")
         checkpoint = load_checkpoint(path, config)
         source = _from_network(build_model(checkpoint), time_steps, dt)
         source.sha256 = checkpoint.sha256

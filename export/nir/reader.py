@@ -75,17 +75,36 @@ def _build_graph(tree: Tree, where: str) -> nir.NIRGraph:
     _check_fields(nir.NIRGraph, tree, where)
     if not isinstance(tree["nodes"], dict):
         raise InputError(f"{where}: 'nodes' is not a group")
-    nodes = {name: _build_node(name, entry) for name, entry in tree["nodes"].items()}
+    nodes = _build_nodes(tree["nodes"])
     metadata = _plain(tree.get("metadata", {}), where)
     return nir.NIRGraph(nodes, _edges(tree["edges"], where), metadata=metadata, type_check=False)
+
+
+def _build_nodes(trees: Tree) -> dict[str, nir.NIRNode]:
+    """All nodes, or one error that names everything wrong with them."""
+    nodes: dict[str, nir.NIRNode] = {}
+    errors: list[StattenError] = []
+    kinds = {name: tree.get("type") for name, tree in trees.items() if isinstance(tree, dict)}
+    unknown = {name: kind for name, kind in kinds.items() if isinstance(kind, str) and kind not in KNOWN}
+    if unknown:
+        listed = ", ".join(f"node {name!r} has the unknown type {kind!r}" for name, kind in unknown.items())
+        errors.append(InputError(f"{listed}; known are {', '.join(sorted(KNOWN))}"))
+    for name, tree in trees.items():
+        if name in unknown:
+            continue
+        try:
+            nodes[name] = _build_node(name, tree)
+        except StattenError as error:
+            errors.append(error)
+    if errors:
+        raise type(errors[0])("; ".join(map(str, errors)))
+    return nodes
 
 
 def _build_node(name: str, tree: Any) -> nir.NIRNode:
     kind = tree.get("type") if isinstance(tree, dict) else None
     if not isinstance(kind, str):
         raise InputError(f"node {name!r} has no type, so this is not a NIR node")
-    if kind not in KNOWN:
-        raise InputError(f"node {name!r} has the unknown type {kind!r}; known are {', '.join(sorted(KNOWN))}")
     if kind == "NIRGraph":
         return _build_nested(name, tree)
     _check_fields(KNOWN[kind], tree, f"node {name!r} ({kind})")

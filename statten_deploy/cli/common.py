@@ -48,6 +48,20 @@ TimeStepsOption = Annotated[
 DtOption = Annotated[
     float | None, typer.Option("--dt", help="Seconds per step, for NIR files of other tools. Default: 0.0001.")
 ]
+
+
+class Tool(StrEnum):
+    """Tools whose NIR files need telling how to read."""
+
+    norse = "norse"
+    sinabs = "sinabs"
+    snntorch = "snntorch"
+    spikingjelly = "spikingjelly"
+
+
+WrittenByOption = Annotated[
+    Tool | None, typer.Option("--written-by", help="The tool that wrote a NIR file: read its numbers as it does.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; logs go to stderr.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 VersionOption = Annotated[

@@ -15,6 +15,7 @@ from statten_deploy.cli.common import (
     TimeStepsOption,
     UsageError,
     VersionOption,
+    WrittenByOption,
     emit_json,
     main_for,
     make_app,
@@ -67,6 +68,7 @@ def export(
     config: ConfigOption = None,
     time_steps: TimeStepsOption = None,
     dt: DtOption = None,
+    written_by: WrittenByOption = None,
     calibration: Annotated[
         str | None, typer.Option(help="Data to calibrate and verify on: digits, an image folder, or an .npz with x.")
     ] = None,
@@ -149,6 +151,7 @@ def export(
         config=read_config_values(config) if config else None,
         time_steps=time_steps,
         dt=dt,
+        written_by=written_by,
         options=ExportOptions(
             calibration,
             samples,

@@ -13,6 +13,7 @@ from statten_deploy.cli.common import (
     JsonOption,
     TimeStepsOption,
     VersionOption,
+    WrittenByOption,
     emit_json,
     main_for,
     make_app,
@@ -36,6 +37,7 @@ def run(
     config: ConfigOption = None,
     time_steps: TimeStepsOption = None,
     dt: DtOption = None,
+    written_by: WrittenByOption = None,
     backend: Annotated[
         Backend, typer.Option(help="norse: run a .nir file of the portable profile in Norse instead of our own engine.")
     ] = Backend.own,
@@ -49,7 +51,14 @@ def run(
 
     values = read_config_values(config) if config else None
     result = evaluate(
-        artefact, data, samples=samples, config=values, time_steps=time_steps, dt=dt, backend=backend.value
+        artefact,
+        data,
+        samples=samples,
+        config=values,
+        time_steps=time_steps,
+        dt=dt,
+        written_by=written_by,
+        backend=backend.value,
     )
     if json_:
         emit_json(result.to_dict())

@@ -15,7 +15,7 @@ def ports(node: nir.NIRNode) -> tuple[str, ...]:
     """The names of a node's input ports: ``("input",)`` for most, ``("q", "k", "v")`` for attention."""
     if isinstance(node, nir.Input):
         return ()
-    return tuple(node.input_type or ("input",))
+    return tuple(getattr(node, "input_type", None) or ("input",))
 
 
 def parse_endpoint(graph: nir.NIRGraph, endpoint: str) -> tuple[str, str]:

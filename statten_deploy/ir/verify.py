@@ -164,6 +164,8 @@ def _unknown_nodes(graph: nir.NIRGraph) -> Iterator[str]:
     for name, node in graph.nodes.items():
         if isinstance(node, nir.NIRGraph):
             yield f"{name!r} is a nested graph; inline it first (statten_deploy.ir.inline_subgraphs)"
+        elif node is None:
+            yield f"{name!r} is None: the tool that made the graph has no NIR node for this module; replace the module"
         elif type(node) not in RULES:
             known = ", ".join(sorted(kind.__name__ for kind in RULES))
             yield f"{name!r} has the unknown type {type(node).__name__}; known are {known}"

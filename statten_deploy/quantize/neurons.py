@@ -59,7 +59,8 @@ def neuron_form(node: Any, shape: Shape, dt: float) -> NeuronForm:
     step, decays, cuba = np.float32(dt), 1 << DECAY_BITS, isinstance(node, nir.CubaLIF | nir.CubaLI)
     gain = _leading(node.r, shape)
     if isinstance(node, nir.IF | nir.I):
-        gain, dv, du = gain * float(step), 0, NO_SYNAPTIC_MEMORY
+        # multiplied in float32, as the simulator does: 1e-4 times 1e4 is 1
+        gain, dv, du = (gain.astype(np.float32) * step).astype(np.float64), 0, NO_SYNAPTIC_MEMORY
     else:
         # divided in float32, as the simulator does
         membrane = float(step / np.float32(_first(node.tau_mem if cuba else node.tau)))

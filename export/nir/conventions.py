@@ -1,0 +1,93 @@
+"""What the files of other tools leave out: how the tool that wrote a file reads its numbers.
+
+NIR says what a neuron computes over time, not how a program steps through it, and exporters write less than their own
+simulator knows. With the name of the tool, a graph becomes one whose numbers mean in NIR what they mean there.
+docs/nir.md shows each of these conventions with a minimal case; what a file does not say at all cannot be put back.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import nir
+import numpy as np
+
+from statten_deploy.errors import ConfigError
+from statten_deploy.ir.graph import hints, inline_subgraphs
+from statten_deploy.ir.verify import SPIKING
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a tool steps through the numbers that its exporter writes.
+
+    dt: seconds per step of a file written with the exporter's defaults.
+    fires_at_threshold: neurons fire on v >= v_threshold; NIR's on v > v_threshold.
+    exact_decay: membranes keep exp(-dt / tau) of themselves in a step; ours keep 1 - dt / tau.
+    if_per_step: an IF adds r · I per step; NIR's adds dt · r · I.
+    synapse_jumps: an input I adds I to the synaptic current, and the file does not say so: w_in = tau_syn / dt.
+    """
+
+    dt: float = 1e-4
+    fires_at_threshold: bool = False
+    exact_decay: bool = False
+    if_per_step: bool = False
+    synapse_jumps: bool = False
+
+
+CONVENTIONS: dict[str, Convention] = {
+    "norse": Convention(dt=1e-6, if_per_step=True, synapse_jumps=True),
+    "sinabs": Convention(dt=1.0, fires_at_threshold=True, exact_decay=True),
+    "snntorch": Convention(),
+    "spikingjelly": Convention(fires_at_threshold=True),
+}
+"""Measured with Norse 1.1.0, Sinabs 3.1.3, snnTorch 1.0.0 and SpikingJelly 2.0.0."""
+
+
+def as_written_by(graph: nir.NIRGraph, tool: str, dt: float | None = None) -> nir.NIRGraph:
+    """The graph with the numbers that `tool` means; its hints hold dt and the tool.
+
+    Args:
+        graph: as `read_nir` gives it, or as the tool's exporter does.
+        tool: one of `CONVENTIONS`.
+        dt: seconds per step; the tool's default without it. Norse's is the dt of its cells times that of the export.
+
+    Raises:
+        ConfigError: no such tool, or a graph that says itself what its numbers mean.
+    """
+    if tool not in CONVENTIONS:
+        raise ConfigError(f"written by {tool!r}: known are {', '.join(CONVENTIONS)}")
+    if "dt" in hints(graph):
+        raise ConfigError(f"written by {tool!r}: the graph says itself what its numbers mean; leave this out")
+    convention = CONVENTIONS[tool]
+    step = convention.dt if dt is None else dt
+    if not (np.isfinite(step) and step > 0):
+        raise ConfigError(f"dt must be a positive number of seconds, got {step}")
+    flat = inline_subgraphs(graph)
+    nodes = {name: _meant(node, convention, step) for name, node in flat.nodes.items()}
+    known = {**flat.metadata, "statten": {**hints(flat), "dt": step, "written_by": str(tool)}}
+    return nir.NIRGraph(nodes, flat.edges, metadata=known, type_check=False)
+
+
+def _meant(node: Any, convention: Convention, dt: float) -> nir.NIRNode:
+    changes: dict[str, Any] = {}
+    if convention.fires_at_threshold and isinstance(node, SPIKING) and hasattr(node, "v_threshold"):
+        changes["v_threshold"] = np.nextafter(_f32(node.v_threshold), np.float32(-np.inf))
+    if convention.exact_decay:
+        for field in ("tau", "tau_mem", "tau_syn"):
+            if hasattr(node, field):
+                changes[field] = _f32(dt / -np.expm1(-dt / np.asarray(getattr(node, field), dtype=np.float64)))
+    if convention.if_per_step and isinstance(node, nir.IF):
+        changes["r"] = _f32(np.asarray(node.r, dtype=np.float64) / dt)
+    if convention.synapse_jumps and isinstance(node, nir.CubaLIF):
+        changes["w_in"] = _f32(np.asarray(node.tau_syn, dtype=np.float64) / dt)
+    if not changes:
+        return node
+    given = {field: np.asarray(changes.get(field, value)) for field, value in vars(node).items() if field in _FIELDS}
+    return replace(node, **given)
+
+
+_FIELDS = ("tau", "tau_mem", "tau_syn", "r", "v_leak", "v_threshold", "v_reset", "w_in")
+
+
+def _f32(value: Any) -> Any:
+    return np.asarray(value, dtype=np.float32)
