@@ -7,7 +7,6 @@ no attention and no readout; its layers have no exponents, one threshold, and bi
 from dataclasses import dataclass
 
 import nir
-import numpy as np
 
 from statten_deploy.errors import InputError, UnsupportedError
 from statten_deploy.export.netx.limits import number_problems
@@ -16,6 +15,7 @@ from statten_deploy.ir.graph import Predecessors, output_names, predecessors, su
 from statten_deploy.ir.integer import InputEncoder, IntegerConv2d, IntegerLIF, IntegerLinear
 from statten_deploy.ir.schedule import loops
 from statten_deploy.ir.shapes import Shape, infer_shapes
+from statten_deploy.passes.part_until import part_until, upstream
 
 INTEGER_CHAIN = (nir.Input, nir.Output, nir.Flatten, InputEncoder, IntegerConv2d, IntegerLinear, IntegerLIF)
 FLOAT_CHAIN = (nir.Conv2d, nir.Affine, nir.Linear, nir.LIF, nir.CubaLIF)
@@ -60,13 +60,8 @@ def sequential_part(graph: nir.NIRGraph, until: str | None = None) -> nir.NIRGra
     if not isinstance(graph.nodes.get(until), NEURONS):
         layers = ", ".join(_ends(graph)) or "none"
         raise InputError(f"--until {until}: is not a neuron layer of the graph; a chain leads to these: {layers}")
-    needed = _upstream(into, until)
-    _refuse(graph, _structure(graph, into, needed))
-    nodes = {name: node for name, node in graph.nodes.items() if name in needed}
-    edges = [(source, target) for source, target in graph.edges if target in nodes and source in nodes]
-    output = "spikes" if "spikes" not in nodes else f"{until}.spikes"
-    nodes[output] = nir.Output({"output": np.array(infer_shapes(graph)[until])})
-    return nir.NIRGraph(nodes, [*edges, (until, output)], metadata=graph.metadata, type_check=False)
+    _refuse(graph, _structure(graph, into, upstream(into, until)))
+    return part_until(graph, until)
 
 
 def read_chain(graph: nir.NIRGraph) -> Chain:
@@ -162,22 +157,11 @@ def _refuse(graph: nir.NIRGraph, problems: list[str]) -> None:
         )
 
 
-def _upstream(into: Predecessors, name: str) -> list[str]:
-    """The node and everything it depends on."""
-    needed, waiting = [name], [name]
-    while waiting:
-        for sources in into[waiting.pop()].values():
-            fresh = [source for source in sources if source not in needed]
-            needed += fresh
-            waiting += fresh
-    return needed
-
-
 def _ends(graph: nir.NIRGraph) -> list[str]:
     """The neuron layers that a chain leads to, shortest chain first."""
     into = predecessors(graph)
     chains = {
-        name: _upstream(into, name) for name in topological_order(graph) if isinstance(graph.nodes[name], NEURONS)
+        name: upstream(into, name) for name in topological_order(graph) if isinstance(graph.nodes[name], NEURONS)
     }
     return sorted(
         (n for n, chain in chains.items() if not _structure(graph, into, chain)), key=lambda n: len(chains[n])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from statten_deploy.energy.fanout import CONVOLUTIONS, LINEAR, WEIGHTED, WINDOWS, Int, fan_in, taps
 from statten_deploy.energy.signals import FIRING, GATES, INTEGRATING, Kind
-from statten_deploy.ir import MaxPool2d, SpikeAnd, STAttenAttention, TemporalMean, TokenMaxPool
+from statten_deploy.ir import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TemporalMean, TokenMaxPool
 from statten_deploy.ir.graph import Predecessors
 from statten_deploy.ir.integer import TemporalSum
 from statten_deploy.ir.shapes import Shape, sizes
@@ -114,8 +114,13 @@ def whole(shape: Shape) -> Part:
 
 
 def _fan_in(step: Step) -> Int | None:
-    counted = isinstance(step.node, (*WEIGHTED, *WINDOWS))
-    return fan_in(step.node, step.shape, step.out) if counted else None
+    node = step.node
+    if isinstance(node, SpikeAnd):
+        return np.ones(step.out, dtype=np.int64)
+    if isinstance(node, TokenMaxPool):
+        plane = (node.num_heads, step.shape[0] // node.num_heads, prod(step.shape[1:]))
+        return fan_in(SpikeMaxPool2d((3, 3), (1, 1), (1, 1)), plane, plane).reshape(step.out)
+    return fan_in(node, step.shape, step.out) if isinstance(node, (*WEIGHTED, *WINDOWS)) else None
 
 
 def _kernels(step: Step, part: Part) -> int:

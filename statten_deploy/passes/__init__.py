@@ -5,6 +5,7 @@ from statten_deploy.passes.circuit_parts import Profile
 from statten_deploy.passes.latency import input_latencies
 from statten_deploy.passes.lower_to_circuits import MARKER, MAX_CIRCUIT_NEURONS, lower_to_circuits
 from statten_deploy.passes.pairwise_sums import pairwise_sums
+from statten_deploy.passes.part_until import part_until
 from statten_deploy.passes.portable_pools import portable_pools
 from statten_deploy.passes.raise_circuits import raise_circuits
 from statten_deploy.passes.raise_lowered import raise_lowered
@@ -23,6 +24,7 @@ __all__ = [
     "input_latencies",
     "lower_to_circuits",
     "pairwise_sums",
+    "part_until",
     "portable_pools",
     "raise_circuits",
     "raise_lowered",

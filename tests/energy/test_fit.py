@@ -217,6 +217,19 @@ def test_fields_through_flattening_and_token_pools():
     assert field(pool, (6, 4, 4), (4, 1, 0)) == [[3, 4, 5], [0, 1], [0, 1, 3]]  # token 4: 3 ends the row above
 
 
+def test_gates_have_as_many_synapses_as_their_windows_have_sites():
+    """AND: one from each port. Token pool: windows of 3 over 3 channels (7 pairs) and 16 tokens (46), in two heads."""
+    graph = build_graph(lively_model(small_config("dvs-sdt", depth=1)))
+    layers = {layer.name: layer for layer in chip_fit(graph, "loihi1").layers}
+    assert (layers["block.0.attn.qkv"].operation, layers["block.0.attn.qkv"].synapses) == ("SpikeAnd", 2 * 32 * 16)
+    assert layers["block.0.attn.qkv"].weights == 2
+    nodes = {"i": nir.Input({"input": np.array([6, 4, 4])}), "s": neuron((6, 4, 4)), "pool": TokenMaxPool(2)}
+    nodes |= {"o": neuron((6, 4, 4)), "y": nir.Output({"output": np.array([6, 4, 4])})}
+    graph = nir.NIRGraph(nodes, list(pairwise(nodes)), type_check=False)
+    _, pool, _ = chip_fit(graph, chip(neurons=1000), input="image").layers
+    assert (pool.operation, pool.synapses, pool.weights) == ("TokenMaxPool", 2 * 7 * 46, 9)
+
+
 def test_residual_contributions_each_need_synapses():
     graph = build_graph(lively_model(small_config("strided", depth=1)))
     layers = {layer.name: layer for layer in chip_fit(graph, "loihi2").layers}
