@@ -18,8 +18,8 @@ from statten_deploy.export.netx import round_biases, sequential_part, write_netx
 from statten_deploy.export.nir import read_nir, write_nir
 from statten_deploy.export.onnx import build_onnx, save_onnx
 from statten_deploy.export.onnx.integer import build_integer_onnx
-from statten_deploy.ir import hints, input_names, verify
-from statten_deploy.passes import MARKER, MAX_CIRCUIT_NEURONS, circuit_cost, lower_to_circuits, raise_circuits
+from statten_deploy.ir import SpikeMaxPool2d, hints, input_names, is_cyclic, verify
+from statten_deploy.passes import MARKER, MAX_CIRCUIT_NEURONS, Cost, circuit_cost, lower_to_circuits, raise_circuits
 from statten_deploy.quantize import Granularity
 from statten_deploy.runtime import Interface, read_facts
 from statten_deploy.source import Source
@@ -111,7 +111,7 @@ def _with_circuits(subject: Subject) -> tuple[nir.NIRGraph, list[str], list[str]
     flags = subject.flags
     attention, profile = flags.get("attention", "auto"), flags.get("nir_profile", "core")
     if attention == "compact":
-        return subject.graph, [], []
+        return subject.graph, _pools(subject.graph), []
     most = flags.get("max_circuit_neurons", MAX_CIRCUIT_NEURONS)
     try:
         lowered, _ = lower_to_circuits(subject.graph, profile, max_neurons=most)
@@ -119,12 +119,28 @@ def _with_circuits(subject: Subject) -> tuple[nir.NIRGraph, list[str], list[str]
     except StattenError as error:
         if attention == "circuit" or not isinstance(error, UnsupportedError):
             raise
-        return subject.graph, [], [f"compact form instead of circuits: {error}"]
+        return subject.graph, _pools(subject.graph), [f"compact form instead of circuits: {error}"]
     if MARKER not in hints(lowered):
         return lowered, [], []
-    costs = circuit_cost(subject.graph, profile)
-    notes = [f"circuit {name}: {cost.neurons:,} neurons, {cost.synapses:,} synapses" for name, cost in costs.items()]
-    return lowered, notes, []
+    return lowered, _prices(circuit_cost(subject.graph, profile)), []
+
+
+def _pools(graph: nir.NIRGraph) -> list[str]:
+    """What the pools of spikes cost, which are circuits in any case."""
+    pools = [name for name, node in graph.nodes.items() if isinstance(node, SpikeMaxPool2d)]
+    if not pools or is_cyclic(graph):
+        return []
+    costs = circuit_cost(graph)
+    return _prices({name: costs[name] for name in pools})
+
+
+def _prices(costs: Mapping[str, Cost]) -> list[str]:
+    """Neurons and synapses per layer, and in all."""
+    lines = [f"circuit {name}: {cost.neurons:,} neurons, {cost.synapses:,} synapses" for name, cost in costs.items()]
+    if len(costs) > 1:
+        neurons, synapses = sum(c.neurons for c in costs.values()), sum(c.synapses for c in costs.values())
+        lines.append(f"circuits in all: {neurons:,} neurons, {synapses:,} synapses")
+    return lines
 
 
 def _run_nir(subject: Subject, path: Path) -> Executor:

@@ -104,7 +104,10 @@ def export(
         ),
     ] = None,
     max_circuit_neurons: Annotated[
-        int | None, typer.Option(min=1, help="nir: neurons that circuits may have. Default: 16,777,216 (about 1 GB).")
+        int | None,
+        typer.Option(
+            min=1, help="nir: neurons that circuits may have. Default: 16,777,216 (core: 0.7 GB, portable: 2.9 GB)."
+        ),
     ] = None,
     until: Annotated[
         str | None, typer.Option(metavar="LAYER", help="netx: only the layers up to this neuron layer.")

@@ -49,6 +49,9 @@ def test_a_block_window_is_late_and_says_so(here: Path, block: Path, capsys) -> 
     assert export(block, "--target", "nir", "--nir-profile", "portable", "--samples", 3) == 0
     told = capsys.readouterr()
     assert "latency_steps 1: results leave the network" in told.out
+    assert "circuit block.0.attn.statten: " in told.out
+    assert "circuit timing: " in told.out
+    assert "circuits in all: " in told.out
     assert "0 of " in told.out.split("predictions agree, ")[1]
     assert json.loads((here / "block.nir.json").read_text())["latency_steps"] == 1
     np.savez(here / "x.npz", x=np.random.default_rng(0).random((3, 3, 16, 16), dtype=np.float32))
@@ -96,6 +99,10 @@ def test_the_budget_and_the_fallback(here: Path, capsys) -> None:
     assert "120,832" in error_line(capsys)
     assert export(DIGITS, "--target", "nir", "--attention", "circuit") == 2
     assert "pooling: strided" in error_line(capsys)
+    assert export(DIGITS, "--target", "nir", "--no-verify") == 0
+    told = capsys.readouterr()
+    assert "circuit patch_embed.maxpool2: 2,048 neurons, 16,928 synapses" in told.out
+    assert "compact form instead of circuits: 'patch_embed.maxpool3' (MaxPool2d)" in told.err
     assert export(DIGITS, "--target", "onnx", "--attention", "circuit") == 2
     assert "belong to --target nir" in error_line(capsys)
     assert export(STREAM, "--target", "nir", "--attention", "compact", "--no-verify") == 0

@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statten_deploy.errors import GraphError, UnsupportedError
+from statten_deploy.frontend import build_graph
 from statten_deploy.ir import STAttenAttention
+from statten_deploy.models.checkpoint import load_model
 from statten_deploy.passes import statten_to_circuit
+from statten_deploy.simulate import Simulator
 from tests.passes.circuits import PROFILES, assert_same, attention_graph
+from tests.passes.strangers import ZOO, digits
 from tests.simulate.builders import chain, conv, frames, graph, inp, lif, out
 
 profiles = pytest.mark.parametrize("profile", PROFILES)
@@ -142,6 +146,19 @@ def test_a_broken_circuit_is_noticed(profile: Any, kind: str) -> None:
     broken = nir.NIRGraph(nodes, lowered.edges, metadata=lowered.metadata, type_check=False)
     with pytest.raises(AssertionError):
         assert_same(network, broken, frames(rng, 2, 6, 8, 4, 4), 6)
+
+
+def test_why_counts_are_compared() -> None:
+    """The trained network with a window of one step instead of two: the classes hide it, the counts do not."""
+    network, x = build_graph(load_model(ZOO / "digits-stream.ckpt")), digits()
+    attention, neurons = "block.0.attn.statten", "block.0.attn.attn_lif"
+    nodes = {**network.nodes, attention: replace(network.nodes[attention], window=1)}
+    wrong = nir.NIRGraph(nodes, network.edges, metadata=network.metadata, type_check=False)
+    a, b = (Simulator(g).run(x, record=[attention, neurons]) for g in (network, wrong))
+    counts, spikes = (np.sum(a.recorded[name] != b.recorded[name]) for name in (attention, neurons))
+    assert a.recorded[attention].size == a.recorded[neurons].size == 65_536
+    assert (counts, spikes) == pytest.approx((5_525, 1_588), rel=0.01)  # other machines round other currents
+    np.testing.assert_array_equal(a.outputs["logits"].argmax(1), b.outputs["logits"].argmax(1))
 
 
 # refusals

@@ -1,15 +1,15 @@
 """Circuits run by Norse, SpikingJelly and snnTorch, through their own importers as they are published.
 
-Portable files of a trained network (digits-stream: sliding window), a spike-driven transformer (SDT) and a block
-window, on 16 images each: every spike of every layer of the network, the integer counts A[t] and the outputs are the
-reference's. Spikes are read off the modules that the importers made, by forward hooks.
+Files that `statten-export --nir-profile portable` writes of a trained network (digits-stream: sliding window), a
+spike-driven transformer (SDT) and a block window, on 16 images each: every spike of every layer of the torch network,
+the integer counts A[t] and the outputs are the same. Spikes are read off the modules that the importers made, by
+forward hooks.
 """
 
-import contextlib
-import io
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,148 +17,95 @@ import nir
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from torch import nn
 
-from statten_deploy.export.nir import WriteReport, write_nir
+from statten_deploy.export.artefact import read_sidecar
+from statten_deploy.export.nir import write_nir
 from statten_deploy.frontend import build_graph
 from statten_deploy.ir import STAttenAttention, topological_order
 from statten_deploy.models.checkpoint import load_model
 from statten_deploy.passes import lower_to_circuits, topological_chain
 from statten_deploy.passes.latency import input_latencies
 from statten_deploy.simulate import Simulator
-from tests.conftest import lively_input, lively_model, small_config
-from tests.passes.circuits import attention_graph, per_step
+from tests.cli.commands import export
+from tests.conftest import lively_model, small_config
+from tests.passes.circuits import attention_graph
+from tests.passes.strangers import IMPORTERS, NETWORKS, compare, import_with, run_elsewhere
 from tests.simulate.builders import frames, graph, inp, out
 
-spikingjelly_nir = pytest.importorskip("spikingjelly.activation_based.nir_exchange")
-norse = pytest.importorskip("norse.torch")
-pytest.importorskip("snntorch")
+for package in ("spikingjelly", "norse", "snntorch"):
+    pytest.importorskip(package)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:nirtorch.* is being deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
-]
-
-IMAGES = 16
-ZOO = Path(__file__).parents[2] / "models" / "zoo"
-
-
-@pytest.fixture(autouse=True)
-def _silence() -> Iterator[None]:
-    """snnTorch prints whole parameter arrays while importing."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-def import_snntorch(network: nir.NIRGraph) -> nn.Module:
-    from snntorch.import_nir import import_from_nir
-
-    return import_from_nir(network)
-
-
-IMPORTERS: dict[str, Callable[[nir.NIRGraph], nn.Module]] = {
-    "SpikingJelly": lambda network: spikingjelly_nir.import_from_nir(network, dt=1e-4),
-    "Norse": lambda network: norse.from_nir(network, dt=1e-4),
-    "snnTorch": import_snntorch,
-}
-tools = pytest.mark.parametrize("tool", list(IMPORTERS))
-
-
-def run_elsewhere(
-    tool: str, path: Path, x: np.ndarray, steps: int, watch: dict[str, str]
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Outputs [B, T, n] and signals [T, B, n] of watched modules for x [B, ...] or [B, T, ...], sample by sample."""
-    module = IMPORTERS[tool](nir.read(path))
-    seen: dict[str, list[np.ndarray]] = {name: [] for name in watch.values()}
-
-    def reader(name: str) -> Callable[..., None]:
-        def read(_: Any, __: Any, result: Any) -> None:
-            seen[name].append((result[0] if isinstance(result, tuple) else result).numpy())
-
-        return read
-
-    for written, name in watch.items():
-        module.get_submodule(written).register_forward_hook(reader(name))
-    outputs = []
-    with torch.no_grad():
-        for sample in x:
-            state = None
-            for part in module.modules():
-                if hasattr(part, "reset_mem"):
-                    part.reset_mem()
-            for t in range(steps):
-                frame = sample[min(t, len(sample) - 1)] if x.ndim == 5 else sample
-                y, state = module(torch.from_numpy(frame[None]), state)
-                outputs.append(y.reshape(-1).numpy())
-    signals = {name: np.stack(values).reshape(len(x), steps, -1) for name, values in seen.items()}
-    flat = np.stack(outputs).reshape(len(x), steps, -1)
-    return flat, {name: value.swapaxes(0, 1) for name, value in signals.items()}
-
-
-def trained_stream() -> tuple[nir.NIRGraph, np.ndarray, int]:
-    network = load_model(ZOO / "digits-stream.ckpt")
-    images = load_digits().images[:: 1797 // IMAGES][:IMAGES] / 16
-    x = np.kron(images, np.ones((2, 2)))[:, None].astype(np.float32)
-    return build_graph(network), x, network.config.time_steps
-
-
-def lively(kind: str, **changes: Any) -> tuple[nir.NIRGraph, np.ndarray, int]:
-    config = small_config(kind, pooling="strided", num_heads=2, **changes)
-    return build_graph(lively_model(config)), lively_input(config, IMAGES).numpy(), config.time_steps
-
-
-NETWORKS: dict[str, Callable[[], tuple[nir.NIRGraph, np.ndarray, int]]] = {
-    "trained, sliding window": trained_stream,
-    "SDT": lambda: lively("sdt"),
-    "block window": lambda: lively("static", embed_dim=24, depth=1),
-}
-
-
-def watched(network: nir.NIRGraph, report: WriteReport) -> dict[str, str]:
-    """Name in the file -> name in the graph, of the network's neurons and of what adds up to its counts."""
-    lif = {name for name, node in network.nodes.items() if isinstance(node, nir.LIF)}
-    return {file: name for file, name in report.names.items() if name in lif or ".statten.out" in name}
+tools = pytest.mark.parametrize("tool", IMPORTERS)
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    """A network, its input and steps, its circuits and their file, for all tools."""
-    network, x, steps = NETWORKS[request.param]()
-    lowered, _ = lower_to_circuits(network, "portable")
-    report = write_nir(lowered, tmp_path_factory.mktemp("nir") / "n.nir")
-    return network, x, steps, lowered, report
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """The torch network, its input, the file of its circuits and by how much that is late."""
+    folder = tmp_path_factory.mktemp("nir")
+    checkpoint, x = NETWORKS[request.param](folder)
+    path = folder / "n.nir"
+    assert export(checkpoint, "--target", "nir", "--nir-profile", "portable", "--samples", 2, "--out", path) == 0
+    sidecar = read_sidecar(path)
+    assert sidecar is not None
+    return load_model(checkpoint), x, path, sidecar["latency_steps"]
 
 
 @tools
-def test_strangers_run_the_circuits(tool: str, written: tuple[Any, ...]) -> None:
-    network, x, steps, lowered, report = written
-    assert report.type_checked
-    assert not report.warnings
-    late = lowered.metadata["statten"].get("latency_steps", 0)
-    found, signals = run_elsewhere(tool, report.path, x, steps + late, watched(network, report))
-    attention = [name for name, node in network.nodes.items() if isinstance(node, STAttenAttention)]
-    spiking = [name for name, node in network.nodes.items() if isinstance(node, nir.LIF)]
-    ours = Simulator(per_step(network)).run(x, record=[*spiking, *attention])
-    arrival = input_latencies(network)
-    for name in spiking:
-        spikes = ours.recorded[name]
-        assert 0.005 < spikes.mean() < 0.95, name
-        there = signals[name][arrival[name] : arrival[name] + steps]
-        np.testing.assert_array_equal(there.reshape(spikes.shape), spikes, err_msg=name)
-    for name in attention:
-        counts = sum(value for key, value in signals.items() if key.startswith(f"{name}.out"))
-        start = arrival[f"{name.removesuffix('.statten')}.attn_lif"]
-        expected = ours.recorded[name]
-        np.testing.assert_array_equal(counts[start : start + steps].reshape(expected.shape), expected, err_msg=name)
-        assert len(np.unique(expected)) > 5
-    # The head is the last sum of floats, and its last bit depends on how many rows a library multiplies at a time.
-    head: Any = network.nodes["head"]
-    rows = torch.from_numpy(ours.recorded["head_lif"].swapaxes(0, 1).reshape(-1, 1, head.weight.shape[1]))
-    weight, bias = torch.from_numpy(head.weight), torch.from_numpy(head.bias)
-    expected = np.stack([nn.functional.linear(row, weight, bias)[0].numpy() for row in rows])
-    np.testing.assert_array_equal(found[:, late:].reshape(expected.shape), expected)
-    np.testing.assert_allclose(found[:, late:], ours.outputs["logits"], rtol=0, atol=2e-6)
+def test_strangers_run_the_exported_file(tool: str, exported: tuple[Any, ...]) -> None:
+    network, x, path, late = exported
+    assert max(input_latencies(build_graph(network)).values()) == late
+    comparisons = list(compare(tool, path, network, x, late))
+    kinds = {kind for kind, _, _, _ in comparisons}
+    assert kinds == {"spikes", "logits"} | ({"counts"} if network.config.attention != "SDT" else set())
+    for kind, name, found, expected in comparisons:
+        np.testing.assert_array_equal(found, expected, err_msg=f"{kind} of {name}")
+        assert kind != "spikes" or 0.005 < expected.mean() < 0.95, name
+        assert kind != "counts" or len(np.unique(expected)) > 5, name
+
+
+FAULTS: dict[str, Callable[[nir.NIRGraph, nir.NIRGraph], nir.NIRGraph]] = {
+    "none": lambda network, lowered: lowered,
+    "a window of one step": lambda network, lowered: with_window(network, 1),
+    "a window of three steps": lambda network, lowered: with_window(network, 3),
+    "a dropped head": lambda network, lowered: silenced(lowered, slice(2, 4)),
+    "a dead attention": lambda network, lowered: silenced(lowered, slice(None)),
+}
+
+
+def with_window(network: nir.NIRGraph, window: int) -> nir.NIRGraph:
+    nodes = {**network.nodes, "a": replace(network.nodes["a"], window=window)}
+    return lower_to_circuits(graph(nodes, network.edges, time_steps=4), "portable")[0]
+
+
+def silenced(lowered: nir.NIRGraph, channels: slice) -> nir.NIRGraph:
+    nodes: dict[str, Any] = dict(lowered.nodes)
+    for name in [name for name in nodes if name.startswith("a.out")]:
+        weight = np.array(nodes[name].weight)
+        weight[channels] = 0
+        nodes[name] = replace(nodes[name], weight=weight)
+    return nir.NIRGraph(nodes, lowered.edges, metadata=lowered.metadata, type_check=False)
+
+
+@tools
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_faults_show_in_the_counts(tool: str, fault: str, tmp_path: Path) -> None:
+    """What the comparison is worth: another window, a dropped head, a dead attention are seen, and in every tool."""
+    network = counting(np.random.default_rng(0), STAttenAttention(2, 2, "sliding"), (4, 4, 4), 4)
+    lowered, _ = lower_to_circuits(network, "portable")
+    write_nir(FAULTS[fault](network, lowered), tmp_path / "n.nir")
+    x = frames(np.random.default_rng(0), 2, 4, 4, 4, 4)
+    expected = Simulator(network).run(x).outputs["counts"]
+    found, _ = run_elsewhere(tool, tmp_path / "n.nir", x, 4, {})
+    differing = np.mean(found.reshape(expected.shape) != expected)
+    assert (expected != 0).mean() > 0.25
+    assert differing == 0 if fault == "none" else differing > 0.2
+
+
+def counting(rng: np.random.Generator, node: STAttenAttention, shape: tuple[int, int, int], steps: int) -> nir.NIRGraph:
+    """Attention whose counts are the only output."""
+    network = attention_graph(rng, node, shape, steps)
+    nodes = {name: inner for name, inner in network.nodes.items() if name not in ("n", "spikes")}
+    return graph(nodes, [edge for edge in network.edges if edge[1] not in ("n", "spikes")], time_steps=steps)
 
 
 WINDOWS = [("sliding", 3, 1, (4, 4, 3)), ("block", 3, 1, (4, 3, 2)), ("block", 2, 2, (4, 4, 3))]
@@ -171,10 +118,7 @@ def test_other_windows_grids_and_token_groups(
 ) -> None:
     """The portable circuits exist for every window; grids are neither square nor powers of two."""
     steps = 2 * window
-    network = attention_graph(np.random.default_rng(window), STAttenAttention(2, window, mode, groups), shape, steps)
-    nodes = {name: node for name, node in network.nodes.items() if name != "spikes"}
-    network = nir.NIRGraph(nodes, [e for e in network.edges if e[1] not in ("n", "spikes")], type_check=False)
-    del network.nodes["n"]
+    network = counting(np.random.default_rng(window), STAttenAttention(2, window, mode, groups), shape, steps)
     lowered, _ = lower_to_circuits(network, "portable")
     report = write_nir(lowered, tmp_path / "n.nir")
     assert report.type_checked
@@ -194,20 +138,20 @@ import nir
 for path in sys.argv[1:]:
     graph = nir.read(path)
     assert all(type(node).__module__.startswith("nir.") for node in graph.nodes.values())
-    assert len(graph.nodes) > 40, path
+    assert len(graph.nodes) > 30, path
     print(path, len(graph.nodes))
 assert not [name for name in sys.modules if name.startswith("statten_deploy.")]
 """
 
 
 def test_plain_nir_opens_every_circuit_file(tmp_path: Path) -> None:
-    """`nir.read` with its type check, in an interpreter that cannot import this package."""
+    """`nir.read` with its type check, in an interpreter that cannot import this package: every kind of network."""
     paths = []
     for profile in ("core", "portable"):
-        for index, (kind, shape) in enumerate([("static", (16, 16)), ("token", (16, 24)), ("dvs-sdt", (16, 16))]):
-            network, _, _ = lively(kind, embed_dim=16, depth=1, image_size=shape)
-            paths.append(tmp_path / f"{profile}{index}.nir")
-            write_nir(lower_to_circuits(network, profile)[0], paths[-1])
+        for kind in ("static", "sliding", "token", "sdt", "dvs", "dvs-sdt", "oblong"):
+            config = small_config(kind, pooling="strided", embed_dim=8, num_heads=2, depth=1)
+            paths.append(tmp_path / f"{kind}-{profile}.nir")
+            write_nir(lower_to_circuits(build_graph(lively_model(config)), profile)[0], paths[-1])
     done = subprocess.run(
         [sys.executable, "-I", "-c", READ, *map(str, paths)], capture_output=True, text=True, check=False
     )
@@ -232,7 +176,7 @@ def test_why_there_is_a_path_through_all_nodes(tool: str) -> None:
     for kind, candidate in (("plain", network), ("linked", linked)):
         order = topological_order(candidate) if kind == "linked" else list("xyabc")
         edges = [edge for name in order for edge in candidate.edges if edge[1] == name]  # as `write_nir` lists them
-        module, state = IMPORTERS[tool](nir.NIRGraph(dict(candidate.nodes), edges)), None
+        module, state = import_with(tool, nir.NIRGraph(dict(candidate.nodes), edges)), None
         read: list[float] = []
         module.get_submodule("c").register_forward_hook(lambda _, __, y, read=read: read.append(float(y[0, 0, 0, 0])))
         with torch.no_grad():

@@ -7,6 +7,8 @@ from typing import Any
 import nir
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from statten_deploy.errors import UnsupportedError
 from statten_deploy.export.nir import read_nir, write_nir
@@ -53,6 +55,30 @@ def test_networks(kind: str, profile: Any) -> None:
     again, modified = lower_to_circuits(lowered, profile)
     assert again is lowered
     assert not modified
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    profile=st.sampled_from(PROFILES),
+    kind=st.sampled_from(["static", "sliding", "token", "sdt", "dvs", "dvs-sdt", "frames", "plif"]),
+    shape=st.sampled_from([(8, 1), (8, 4), (16, 4), (24, 8)]),
+    grid=st.sampled_from([((8, 8), "0011"), ((16, 8), "0111"), ((12, 4), "0001"), ((8, 16), "1001")]),
+    depth=st.integers(1, 2),
+    chunk=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 2**32),
+)
+def test_random_networks(
+    profile: Any, kind: str, shape: tuple[int, int], grid: Any, depth: int, chunk: int, seed: int
+) -> None:
+    """Of any width, heads, grid, depth and window, with random weights, against the float runner."""
+    values = {"embed_dim": shape[0], "num_heads": shape[1], "depth": depth, "chunk_size": chunk}
+    config = small_config(kind, pooling="strided", image_size=grid[0], pooling_stat=grid[1], **values)
+    network = build_graph(lively_model(config, seed))
+    lowered, _ = lower_to_circuits(network, profile)
+    assert_same(network, lowered, lively_input(config, 2, seed).numpy(), config.time_steps)
+    raised, modified = raise_lowered(lowered)
+    assert modified
+    assert same_graph(raised, network)
 
 
 # cost
