@@ -25,6 +25,7 @@ class Convention:
     exact_decay: membranes keep exp(-dt / tau) of themselves in a step; ours keep 1 - dt / tau.
     if_per_step: an IF adds r · I per step; NIR's adds dt · r · I.
     synapse_jumps: an input I adds I to the synaptic current, and the file does not say so: w_in = tau_syn / dt.
+    li_jumps: an input I adds r · I to the membrane of an LI, and the file does not say so: r times tau / dt.
     """
 
     dt: float = 1e-4
@@ -32,11 +33,12 @@ class Convention:
     exact_decay: bool = False
     if_per_step: bool = False
     synapse_jumps: bool = False
+    li_jumps: bool = False
 
 
 CONVENTIONS: dict[str, Convention] = {
     "norse": Convention(dt=1e-6, if_per_step=True, synapse_jumps=True),
-    "sinabs": Convention(dt=1.0, fires_at_threshold=True, exact_decay=True),
+    "sinabs": Convention(dt=1.0, fires_at_threshold=True, exact_decay=True, li_jumps=True),
     "snntorch": Convention(),
     "spikingjelly": Convention(fires_at_threshold=True),
 }
@@ -76,6 +78,8 @@ def _meant(node: Any, convention: Convention, dt: float) -> nir.NIRNode:
         for field in ("tau", "tau_mem", "tau_syn"):
             if hasattr(node, field):
                 changes[field] = _f32(dt / -np.expm1(-dt / np.asarray(getattr(node, field), dtype=np.float64)))
+    if convention.li_jumps and isinstance(node, nir.LI):
+        changes["r"] = _f32(np.asarray(node.r, dtype=np.float64) * changes.get("tau", node.tau) / dt)
     if convention.if_per_step and isinstance(node, nir.IF):
         changes["r"] = _f32(np.asarray(node.r, dtype=np.float64) / dt)
     if convention.synapse_jumps and isinstance(node, nir.CubaLIF):

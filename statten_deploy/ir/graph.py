@@ -1,9 +1,11 @@
 """Traversal of a `nir.NIRGraph`: ports, neighbours, order, nesting, hints. Nothing here changes a graph in place."""
 
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from typing import Any
 
 import nir
+import numpy as np
 
 from statten_deploy.errors import GraphError
 
@@ -141,14 +143,28 @@ def hints(graph: nir.NIRGraph) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _with_arrays(graph: nir.NIRGraph) -> nir.NIRGraph:
+    tensors = {
+        name: {field: np.asarray(value) for field, value in vars(node).items() if hasattr(value, "detach")}
+        for name, node in graph.nodes.items()
+        if node is not None
+    }
+    if not any(tensors.values()):
+        return graph
+    nodes = {name: replace(node, **tensors[name]) if tensors.get(name) else node for name, node in graph.nodes.items()}
+    return nir.NIRGraph(nodes, graph.edges, metadata=graph.metadata, type_check=False)
+
+
 def inline_subgraphs(graph: nir.NIRGraph) -> nir.NIRGraph:
     """Replace nested `nir.NIRGraph` nodes by their contents, named ``outer.inner``.
 
-    A nested graph's Input and Output nodes disappear: what fed the nested node feeds what its Input fed.
+    A nested graph's Input and Output nodes disappear: what fed the nested node feeds what its Input fed. Parameters
+    that are tensors, as exporters leave them, become arrays.
 
     Raises:
         GraphError: a nested graph does not have exactly one Input and one Output.
     """
+    graph = _with_arrays(graph)
     if not any(isinstance(node, nir.NIRGraph) for node in graph.nodes.values()):
         return graph
     nodes: dict[str, nir.NIRNode] = {}

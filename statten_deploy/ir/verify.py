@@ -222,7 +222,7 @@ def _reach(starts: Iterable[str], after: dict[str, list[str]]) -> set[str]:
 
 
 def _parameters(node: nir.NIRNode, dt: float | None) -> Iterator[str]:
-    for field, value in vars(node).items():
+    for field, value in getattr(node, "__dict__", {}).items():
         if isinstance(value, np.ndarray | np.floating | float) and np.asarray(value).dtype.kind == "f":
             bad = int(np.size(value) - np.count_nonzero(np.isfinite(value)))
             if bad:

@@ -211,9 +211,7 @@ def _write_loop_function(plan: NeuronPlan, name: str, *, biased: bool, fires: bo
     states = loop_states(plan)
     bias = body.real("bias") if biased else ""
     u, v = body.integrated("x", "u", "v", bias)
-    memory = ["u1"] if "u" in states else []
-    if memory:
-        body.named(u, "u1")
+    memory = [body.op("Identity", [u], "u1")] if "u" in states else []
     inputs = ["x", *(["threshold"] if fires else []), *(["bias"] if biased else []), *states]
     text = f"one step of: {_equation(plan, biased, fires=fires)}\nv after the reset"
     if not fires:

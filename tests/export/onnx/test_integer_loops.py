@@ -102,6 +102,18 @@ def loop(rng: np.random.Generator, neurons: IntegerLIF, exponent: int) -> nir.NI
     return with_hints(nodes, [(a, "n1" if b == "n0sum" else b) for a, b in edges])
 
 
+@pytest.mark.parametrize("dv", [0, 4096])
+@pytest.mark.parametrize("du", [2047, 4095])
+def test_neurons_in_loops_without_bias(dv: int, du: int) -> None:
+    """Terms that do nothing are left out, down to a membrane that is the synaptic current."""
+    rng = np.random.default_rng(7)
+    none = np.zeros(3, dtype=np.int64)
+    graph = loop(rng, lif(rng, (3,), threshold=1000, dv=dv, du=du, bias_mantissa=none), 0)
+    agree(graph, counts(rng, graph), *RUNS)
+    chain = integer_graph((4,), linear(rng, 3, 4), integrators(rng, (3,), dv=dv, du=du, bias_mantissa=none))
+    agree(chain, counts(rng, chain), *RUNS)
+
+
 def test_convolutions_with_biases_of_their_own() -> None:
     rng = np.random.default_rng(4)
     for exponent in (0, -2):
