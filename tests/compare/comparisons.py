@@ -37,9 +37,9 @@ PAPER = ProfileInfo(
 def small() -> Comparison:
     """Two float backends that differ, two integer ones that do not, one that is not installed."""
     layers = [
-        LayerResult("stem.conv", "synapses", 0, 0, (), 0.0, 4_321, None, 0.0),
+        LayerResult("stem.conv", "synapses", 0, 0, (), 0.0, 4_321, None, 0.0, 1_728, 9_216),
         LayerResult("stem.lif", "neurons", 8, 61, (10, 21, 30), 61 / 240, 0, 0.0, None),
-        LayerResult("head", "synapses", 0, 0, (), 0.0, 610, None, 0.0),
+        LayerResult("head", "synapses", 0, 0, (), 0.0, 610, None, 0.0, paper_acs=732.25),
     ]
     moved = [
         replace(layers[0], synops=4_320, relative_synops=-1 / 4_321),
@@ -69,7 +69,8 @@ def small() -> Comparison:
             ),
             "45nm-fp32": EnergyResult(1_234_567.0, {"stem.conv": 1_234_018.0, "head": 549.0}, 4_567_890.0, 0.0),
         },
-        latency=Latency(5, 1.625, 2.375, 7),
+        latency=Latency(1, 1.625, 2.375, 7),
+        batch_latency=Latency(5, 4.75, 6.25, 3),
         layers=layers,
         confusion=[[4, 0, 0], [0, 2, 1], [0, 0, 3]],
     )
@@ -93,6 +94,8 @@ def small() -> Comparison:
         },
         layers=moved,
         confusion=[[4, 0, 0], [0, 1, 2], [0, 0, 3]],
+        latency=Latency(1, 1.625, 2.375, 9),
+        batch_latency=None,
         notes=["one neuron fires a step later"],
     )
     whole = replace(reference, name="torch-int", arithmetic="integer", reference="torch-int", macs=1_700)

@@ -53,6 +53,9 @@ def _counted(name: str, kind: Any, counts: Counts, energies: dict[str, EnergyRes
         LayerResult(
             *(layer.name, layer.role, layer.neurons, layer.spikes, layer.spikes_by_step, layer.firing_rate),
             layer.event_ops,
+            macs=layer.macs,
+            paper_macs=layer.paper_macs,
+            paper_acs=float(layer.paper_acs),
         )
         for layer in counts.layers
     ]

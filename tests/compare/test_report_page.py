@@ -113,8 +113,8 @@ def check_numbers(document: Document, comparison: Comparison) -> None:
             assert row.name not in results
             continue
         found = dict(results[row.name])
-        if row.latency is not None:
-            assert found.pop("latency_ms") == row.latency.median_ms
+        for key, taken in (("latency_ms", row.latency), ("batch_latency_ms", row.batch_latency)):
+            assert found.pop(key, None) == (None if taken is None else taken.median_ms)
         if row.name == row.reference:
             assert not {"agreement", "spike_mismatches"} & set(found)
         expected = {key: getattr(row, key) for key in found}
@@ -142,6 +142,8 @@ def check_numbers(document: Document, comparison: Comparison) -> None:
                 assert value == other
             assert ("synops" in cells) == bool(layer.synops)
             assert ("firing_rate" in cells) == bool(layer.spikes_by_step)
+            for key in ("macs", "paper_macs", "paper_acs"):
+                assert (key in cells) == bool(getattr(layer, key))
         for profile, energy in row.energy.items():
             values = [cells.get(f"layer_pj {profile}", 0.0) for cells in layers.values()]
             assert sum(values) == pytest.approx(energy.total_pj, rel=1e-12)
@@ -173,7 +175,8 @@ def test_texts_beside_the_numbers(document):
         "not installed: pip install 'statten-deploy[lava]'",
         "59.6–98.2 · 9 of 10",
         "1 of 240",
-        "Latency: median of 7 calls with 5 samples each.",
+        "Latency: one call with 1 sample; median and 90th percentile (p90) of 7 to 9 calls.",
+        "Latency of a batch: one call with 5 samples; median and 90th percentile (p90) of 3 calls.",
         "a machine, 2 threads",
         "Static power is in no profile",
         "hops between tiles: they need a placement",

@@ -38,9 +38,21 @@ def test_numbers_are_those_of_the_comparison():
     text = shown(small())
     assert "tiny on made-up: 10 samples, T = 3, 8 bits, seed 7" in text
     words = " ".join(row_of(text, "nir"))
-    for expected in ("80.00 %", "90.00 %", "49.0–94.3", "1 differ", " 60 ", "-1.6 %", "4,920", "-0.22 %", "1.62 ms"):
+    for expected in (
+        "80.00 %",
+        "90.00 %",
+        "49.0–94.3",
+        "1 differ",
+        " 60 ",
+        "-1.6 %",
+        "4,920",
+        "-0.22 %",
+        "1.62 ms",
+        "2.38 ms",
+    ):
         assert expected in words, (expected, words)
     assert "reference" in row_of(text, "torch")
+    assert text.count("4.75 ms") == 3
     assert row_of(text, "fixed").count("equal") == 2
     for expected in ("13.58", "13.55", "-0.20 %", "1.235", "4.568", "-0.00057 %"):
         assert expected in text

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from statten_deploy.compare.comparison import BackendResult, Comparison, LayerResult
+from statten_deploy.compare.comparison import BackendResult, Comparison, Latency, LayerResult
 from statten_deploy.compare.report import text as show
 from statten_deploy.compare.report.class_plots import Confused, confusions
 from statten_deploy.compare.report.groups import (
@@ -72,9 +72,10 @@ def results(comparison: Comparison) -> HtmlTable:
         "spikes that differ",
         "spikes",
         "SynOps",
+        "latency",
+        "latency of a batch",
         "MACs",
         "neuron updates",
-        "latency",
     )
     rows = [
         Row(row.name, row.arithmetic, message=row.unavailable)
@@ -101,34 +102,23 @@ def _results(row: BackendResult) -> list[Cell]:
         if row.spike_sites:
             sites = f"of {show.count(row.spike_sites)}"
             differ = Cell(show.count(row.spike_mismatches), row.spike_mismatches, sites, "spike_mismatches")
-    latency = EMPTY
-    if row.latency is not None:
-        below = f"90th perc. {show.milliseconds(row.latency.p90_ms)}"
-        latency = Cell(show.milliseconds(row.latency.median_ms), row.latency.median_ms, below, "latency_ms")
     return [
         accuracy,
         agreement,
         differ,
         Cell(show.count(row.spikes), row.spikes, difference(row, row.relative_spikes), "spikes") if counted else EMPTY,
         Cell(show.count(row.synops), row.synops, difference(row, row.relative_synops), "synops") if counted else EMPTY,
+        _latency(row.latency, "latency_ms"),
+        _latency(row.batch_latency, "batch_latency_ms"),
         Cell(show.count(row.macs), row.macs, key="macs") if counted else EMPTY,
         Cell(show.count(row.neuron_updates), row.neuron_updates, key="neuron_updates") if counted else EMPTY,
-        latency,
     ]
 
 
-def timing(comparison: Comparison) -> list[str]:
-    """How latencies were taken, in sentences: usually one for all backends."""
-    timed = [row for row in ran(comparison) if row.latency is not None]
-    groups = grouped(timed, lambda row: row.latency and (row.latency.runs, row.latency.batch))
-    sentences = []
-    for group in groups:
-        found = group.first.latency
-        if found is not None:
-            calls = f"{show.count(found.runs)} calls with {show.samples(found.batch)} each"
-            who = f"Latency of {', '.join(group.names)}" if len(groups) > 1 else "Latency"
-            sentences.append(f"{who}: median of {calls}.")
-    return sentences
+def _latency(found: Latency | None, key: str) -> Cell:
+    if found is None:
+        return EMPTY
+    return Cell(show.milliseconds(found.median_ms), found.median_ms, f"p90 {show.milliseconds(found.p90_ms)}", key)
 
 
 def energies(comparison: Comparison, family: Family) -> HtmlTable | None:
@@ -167,9 +157,9 @@ def _layers(comparison: Comparison, group: Group) -> Details:
     ]
     units = {profile.name: show.energy_unit(row.energy[profile.name].layers_pj.values()) for profile in profiles}
     compared = not group.has_reference
-    columns = ["role", "neurons", "firing rate", "spikes", "spikes by step", "SynOps"]
+    columns = ["role", "neurons", "firing rate", "spikes", "spikes by step", "SynOps", "MACs", "ACs", "MACs"]
     columns += [f"{profile.name} ({units[profile.name].symbol})" for profile in profiles]
-    groups = [("", 2), ("counts, all samples", 4)]
+    groups = [("", 2), ("event counts, all samples", 5), ("paper convention, all samples", 2)]
     for family, title in FAMILIES.items():
         priced = sum(profile.family == family for profile in profiles)
         if priced:
@@ -203,6 +193,9 @@ def _counts(layer: LayerResult, compared: bool) -> list[Cell]:
         Cell(show.count(layer.spikes), layer.spikes, spikes, "spikes") if fires else EMPTY,
         Cell(" · ".join(map(show.count, layer.spikes_by_step)), key="spikes_by_step") if fires else EMPTY,
         Cell(show.count(layer.synops), layer.synops, synops, "synops") if operates else EMPTY,
+        Cell(show.count(layer.macs), layer.macs, key="macs") if layer.macs else EMPTY,
+        Cell(show.count(round(layer.paper_acs)), layer.paper_acs, key="paper_acs") if layer.paper_acs else EMPTY,
+        Cell(show.count(layer.paper_macs), layer.paper_macs, key="paper_macs") if layer.paper_macs else EMPTY,
     ]
 
 

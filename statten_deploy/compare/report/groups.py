@@ -1,11 +1,11 @@
 """What the reports ask a `Comparison`: who ran, who is whose reference, which backends found the same."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from statten_deploy.compare.comparison import BackendResult, Comparison, LayerResult, ProfileInfo
-from statten_deploy.compare.report.text import EnergyUnit, energy_unit, relative
+from statten_deploy.compare.comparison import BackendResult, Comparison, Latency, LayerResult, ProfileInfo
+from statten_deploy.compare.report.text import EnergyUnit, count, energy_unit, relative, samples
 
 Family = Literal["events", "paper"]
 FAMILIES: dict[Family, str] = {"events": "Event counts", "paper": "Paper convention"}
@@ -47,6 +47,19 @@ def units_of(rows: Iterable[BackendResult], profile: ProfileInfo) -> tuple[Energ
 def difference(row: BackendResult, value: float | None) -> str:
     """In words; a reference has none."""
     return "" if is_reference(row) else relative(value)
+
+
+def timing(comparison: Comparison) -> list[str]:
+    """How latencies were taken: samples in a call, and how many calls."""
+    sentences = []
+    for what, field_name in (("Latency", "latency"), ("Latency of a batch", "batch_latency")):
+        found: list[Latency] = [taken for row in ran(comparison) if (taken := getattr(row, field_name)) is not None]
+        if found:
+            sizes = " or ".join(samples(size) for size in sorted({taken.batch for taken in found}))
+            least, most = min(taken.runs for taken in found), max(taken.runs for taken in found)
+            calls = count(least) if least == most else f"{count(least)} to {count(most)}"
+            sentences.append(f"{what}: one call with {sizes}; median and 90th percentile (p90) of {calls} calls.")
+    return sentences
 
 
 def firing(row: BackendResult) -> list[LayerResult]:
@@ -92,10 +105,7 @@ def grouped(rows: Iterable[BackendResult], key: Callable[[BackendResult], Hashab
 
 def layer_key(row: BackendResult) -> Hashable:
     """Everything the table of layers shows, except the differences to the reference."""
-    layers = tuple(
-        (layer.name, layer.role, layer.neurons, layer.spikes, layer.spikes_by_step, layer.firing_rate, layer.synops)
-        for layer in row.layers
-    )
+    layers = tuple(replace(layer, relative_spikes=None, relative_synops=None) for layer in row.layers)
     energies = tuple((name, tuple(found.layers_pj.items())) for name, found in row.energy.items())
     return (row.arithmetic, row.samples, layers, energies)
 

@@ -21,6 +21,7 @@ from statten_deploy.compare.report.groups import (
     missing,
     profiles_of,
     ran,
+    timing,
 )
 from statten_deploy.compare.report.spike_plots import largest_gap, rate_map, spike_raster
 from statten_deploy.errors import InputError
@@ -58,8 +59,9 @@ class Section:
     title: str
     table: cells.HtmlTable
     profiles: list[ProfileInfo]
-    accuracy: list[Plot] = field(default_factory=list)
-    layers: list[Plot] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+    silent: bool = True
+    """Whether no energy could be divided among layers."""
 
 
 @dataclass
@@ -112,7 +114,7 @@ class Page:
             "ran": self.rows,
             "missing": missing(comparison),
             "results": cells.results(comparison),
-            "timing": cells.timing(comparison),
+            "timing": timing(comparison),
             "families": self.families,
             "maps": self.maps,
             "gaps": self.gaps,
@@ -162,10 +164,10 @@ class Page:
         family = Section(key, title, table, profiles_of(self.comparison, key))
         for profile in family.profiles:
             stem = self._stem("energy", profile.name)
-            for plots, draw in ((family.accuracy, accuracy_energy), (family.layers, energy_layers)):
-                plot = self._kept(draw(self.rows, profile, stem))
-                if plot is not None:
-                    plots.append(plot)
+            accuracy = self._kept(accuracy_energy(self.rows, profile, stem))
+            parts = self._kept(energy_layers(self.rows, profile, stem))
+            family.plots += [plot for plot in (accuracy, parts) if plot is not None]
+            family.silent = family.silent and parts is None
         return family
 
     def _maps(self) -> tuple[list[Plot], list[str]]:

@@ -21,6 +21,7 @@ from statten_deploy.compare.report.groups import (
     missing,
     profiles_of,
     ran,
+    timing,
     units_of,
 )
 
@@ -96,13 +97,14 @@ class _Layout:
         return found
 
     def results(self) -> Table:
+        batches = ["of a batch"] if any(row.batch_latency for row in self.rows) else []
         found = self.table(
             [
                 ("accuracy", "95 % int."),
                 ("agreement",),
                 ("spikes",),
                 ("SynOps",),
-                ("latency", "90th perc."),
+                ("latency", "p90", *batches),
             ]
         )
         for before, row in zip([None, *self.rows], self.rows, strict=False):
@@ -149,10 +151,9 @@ class _Layout:
     def below(self) -> Iterator[Text]:
         comparison = self.comparison
         held = ", ".join(f"{kind}: {name}" for kind, name in comparison.references.items())
-        calls = sorted({row.latency.batch for row in self.rows if row.latency})
         yield self.text(
             f"Totals over all samples; second lines: the difference to the reference ({held}). "
-            + (f"Latency of one call with {' or '.join(map(show.samples, calls))}. " if calls else "")
+            + "".join(f"{sentence} " for sentence in timing(comparison))
             + "Energy is dynamic only: static power is in no profile.",
             "dim",
         )
@@ -187,7 +188,6 @@ def _results(row: BackendResult) -> Iterator[tuple[str, ...]]:
     else:
         yield (show.NONE,)
         yield (show.NONE,)
-    if row.latency is None:
-        yield (show.NONE,)
-    else:
-        yield show.milliseconds(row.latency.median_ms), show.milliseconds(row.latency.p90_ms)
+    one, batch = row.latency, row.batch_latency
+    times = [show.NONE] if one is None else [show.milliseconds(one.median_ms), show.milliseconds(one.p90_ms)]
+    yield (*times, *([] if batch is None else [show.milliseconds(batch.median_ms)]))
