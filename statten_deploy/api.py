@@ -350,7 +350,7 @@ def _sidecar(
     return {
         "target": target,
         "options": dict(subject.flags),
-        "source": {"name": source.name, "sha256": source.sha256},
+        "source": {"name": source.name, "sha256": source.sha256, "written_by": told.get("written_by")},
         "config": config.model_dump(mode="json") if config else None,
         "T": source.time_steps,
         "S": config.attention_window if config else told.get("window_steps"),
