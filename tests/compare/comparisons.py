@@ -124,6 +124,32 @@ def small() -> Comparison:
     return comparison
 
 
+def quantised() -> Comparison:
+    """`small` as the runner fills it: the integer reference is compared with the float one, others with it."""
+    comparison = small()
+    whole, fixed = comparison.backends[2:4]
+    layers = [
+        replace(whole.layers[0], synops=4_000, relative_synops=-321 / 4_321),
+        whole.layers[1],
+        replace(whole.layers[2], synops=600, relative_synops=-10 / 610),
+    ]
+    values: dict[str, Any] = {"spikes": 61, "synops": 4_600}
+    comparison.backends[2] = replace(
+        whole,
+        **values,
+        layers=layers,
+        energy={name: replace(found, relative=-0.01) for name, found in whole.energy.items()},
+        reference="torch",
+        agreement=0.8,
+        spike_mismatches=23,
+        relative_spikes=0.0,
+        relative_synops=-331 / 4_931,
+    )
+    same = [replace(layer, relative_synops=0.0 if layer.synops else None) for layer in layers]
+    comparison.backends[3] = replace(fixed, **values, layers=same)
+    return comparison
+
+
 def large(
     *,
     backends: int = 12,

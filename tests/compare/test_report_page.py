@@ -19,7 +19,7 @@ from statten_deploy.compare.report import page as page_module
 from statten_deploy.compare.report import write_html
 from statten_deploy.compare.report.page import Page
 from statten_deploy.errors import InputError
-from tests.compare.comparisons import large, small
+from tests.compare.comparisons import large, quantised, small
 from tests.compare.real_comparison import real
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,6 +166,23 @@ def test_numbers_of_a_real_network_are_those_of_its_spikes():
             by_step = " · ".join(f"{int(step.sum()):,}" for step in spikes)
             assert by_step in document.text
         assert table(document, "Results")[name]["spikes"] == sum(map(np.count_nonzero, run.spikes.values()))
+
+
+def test_what_integers_change_is_told_apart_from_what_must_be_equal():
+    page = Page(quantised())
+    document = Document(page.html())
+    check_numbers(document, quantised())
+    assert "torch-int stands beside torch: what differs there is quantisation." in document.text
+    assert "What integers change by layer: torch-int beside torch" in document.text
+    names = [plot.name for plot in page.plots]
+    assert names[-2:] == ["layer-differences", "quantised-layers-torch-int"]
+    assert page.quantised[0].alt == "torch-int: 2 layers differ, most stem.conv by -7.4 %."
+    assert "torch-int" not in page.differences.alt
+    assert "firing-rates-torch-int" in names
+    assert "fixed: the same rates as torch-int in every layer and step." in document.text
+    (folded,) = [caption for caption in document.tables if caption.startswith("Layers of torch-int")]
+    assert folded == "Layers of torch-int, fixed"
+    assert "Equal in every number. Second lines: the difference to torch." in document.text
 
 
 def test_texts_beside_the_numbers(document):

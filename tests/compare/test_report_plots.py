@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from statten_deploy.compare.comparison import EnergyResult, Raster
 from statten_deploy.compare.report import class_plots, drawing, energy_plots, spike_plots
-from statten_deploy.compare.report.groups import ran
-from tests.compare.comparisons import EVENTS, PAPER, large, small
+from statten_deploy.compare.report.groups import across, grouped, held, layer_key, leads, ran
+from tests.compare.comparisons import EVENTS, PAPER, large, quantised, small
 
 
 class Drawn:
@@ -228,20 +228,37 @@ def test_most_frequent_confusions():
 
 
 def test_differences_by_layer():
-    plot = class_plots.layer_differences(ran(small()))
+    plot = class_plots.layer_differences(held(small()), "n", "t")
     assert plot.legend == ["nir"]
     assert plot.rows == ["stem.conv", "stem.lif", "head"]
     (line,) = [line for line in plot.axes.lines if line.get_label() == "nir"]
     assert line.get_xdata() == pytest.approx([-100 / 4_321, -100 / 61, -1000 / 610])
     assert list(np.round(line.get_ydata())) == [0, 1, 2]
     assert plot.alt == "nir: 3 layers differ, most stem.lif by -1.6 %."
-    equal = [row for row in ran(small()) if row.name != "nir"]
-    assert class_plots.layer_differences(equal) is None
+    equal = [row for row in held(small()) if row.name != "nir"]
+    assert [row.name for row in equal] == ["fixed"]
+    assert class_plots.layer_differences(equal, "n", "t") is None
+
+
+def test_quantisation_stands_apart_from_what_should_be_equal():
+    comparison = quantised()
+    assert [row.name for row in held(comparison)] == ["nir", "fixed"]
+    assert [row.name for row in across(comparison)] == ["torch-int"]
+    assert leads(comparison) == {"torch", "torch-int"}
+    assert [group.names for group in grouped(ran(comparison), layer_key)] == [
+        ["torch"],
+        ["nir"],
+        ["torch-int", "fixed"],
+    ]
+    reverse = list(reversed(ran(comparison)))
+    assert grouped(reverse, layer_key)[0].names == ["torch-int", "fixed"]
+    plot = class_plots.layer_differences(across(comparison), "n", "t")
+    assert plot.rows == ["stem.conv", "head"]
 
 
 def test_only_the_largest_of_many_differences_are_drawn():
     rows = ran(large(backends=12, layers=61, classes=None, profiles=1))
-    plot = class_plots.layer_differences(rows)
+    plot = class_plots.layer_differences(rows, "n", "t")
     worst = {}
     for row in rows:
         for layer, value in class_plots.differences(row).items():

@@ -12,7 +12,7 @@ from statten_deploy.compare.comparison import BackendResult, Comparison
 from statten_deploy.compare.report import render_table
 from statten_deploy.compare.report import text as show
 from statten_deploy.compare.report.groups import ran, units_of
-from tests.compare.comparisons import large, small
+from tests.compare.comparisons import large, quantised, small
 from tests.compare.real_comparison import real
 
 HOSTILE = "[bold red]x[/] \x1b[31m\x07 \u202egnp.exe <b> $\\frac{1}{0}$ \udcff"
@@ -78,6 +78,16 @@ def test_no_line_is_wider_than_the_console_and_no_number_is_cut(comparison, widt
         unit, _ = units_of(comparison.backends, profile)
         for row in ran(comparison):
             assert f" {unit.number(row.energy[profile.name].total_pj)}" in text
+
+
+def test_the_integer_reference_stands_beside_the_float_one():
+    text = " ".join(shown(quantised(), 120).split())
+    assert "(float32: torch, integer: torch-int, torch-int itself: torch)" in text
+    row = " ".join(row_of(shown(quantised()), "torch-int"))
+    assert "80.00 %" in row
+    assert "-6.7 %" in row
+    assert "differ" not in row  # 23 do, but it is another network
+    assert " ".join(row_of(shown(quantised()), "fixed")).count("equal") == 2
 
 
 def test_families_of_energy_share_no_table():

@@ -12,11 +12,12 @@ from statten_deploy.compare.report.groups import (
     Group,
     difference,
     grouped,
-    is_reference,
     layer_key,
+    leads,
     ordered,
     profiles_of,
     ran,
+    stands_alone,
     units_of,
 )
 
@@ -68,7 +69,7 @@ def results(comparison: Comparison) -> HtmlTable:
     """Every backend, the missing ones with the reason."""
     columns = (
         "accuracy",
-        "agreement with reference",
+        "agreement",
         "spikes that differ",
         "spikes",
         "SynOps",
@@ -94,10 +95,10 @@ def _results(row: BackendResult) -> list[Cell]:
         if row.correct is not None:
             details.append(f"{show.count(row.correct)} of {show.count(row.samples)}")
         accuracy = Cell(show.percent(row.accuracy), row.accuracy, " · ".join(details), "accuracy")
-    if is_reference(row):
+    if stands_alone(row):
         agreement, differ = Cell("reference"), EMPTY
     else:
-        agreement = Cell(show.percent(row.agreement), row.agreement, key="agreement")
+        agreement = Cell(show.percent(row.agreement), row.agreement, f"with {row.reference}", "agreement")
         differ = EMPTY
         if row.spike_sites:
             sites = f"of {show.count(row.spike_sites)}"
@@ -140,7 +141,8 @@ def energies(comparison: Comparison, family: Family) -> HtmlTable | None:
             if found is not None and found.ann_pj is not None:
                 ann = Cell(ann_unit.text(found.ann_pj), found.ann_pj, key=f"ann_pj {profile.name}")
             cells[row.name] += [energy, ann] if family == "paper" else [energy]
-    rows = [Row(row.name, "reference" if is_reference(row) else "", cells[row.name]) for row in ran(comparison)]
+    first = leads(comparison)
+    rows = [Row(row.name, "reference" if row.name in first else "", cells[row.name]) for row in ran(comparison)]
     return HtmlTable(f"Energy per sample: {FAMILIES[family].lower()}", columns, rows)
 
 
@@ -156,7 +158,7 @@ def _layers(comparison: Comparison, group: Group) -> Details:
         profile for family in FAMILIES for profile in profiles_of(comparison, family) if profile.name in row.energy
     ]
     units = {profile.name: show.energy_unit(row.energy[profile.name].layers_pj.values()) for profile in profiles}
-    compared = not group.has_reference
+    compared = not stands_alone(row)
     columns = ["role", "neurons", "firing rate", "spikes", "spikes by step", "SynOps", "MACs", "ACs", "MACs"]
     columns += [f"{profile.name} ({units[profile.name].symbol})" for profile in profiles]
     groups = [("", 2), ("event counts, all samples", 5), ("paper convention, all samples", 2)]

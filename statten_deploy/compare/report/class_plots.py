@@ -23,7 +23,6 @@ from statten_deploy.compare.report.drawing import (
     heat_cells,
     write_in,
 )
-from statten_deploy.compare.report.groups import is_reference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,11 +112,10 @@ def _counts(axes: "Axes", counts: NDArray[np.int64]) -> None:
             write_in(axes, x + 0.5, y + 0.5, str(counts[y, x]), size)
 
 
-def layer_differences(rows: Sequence[BackendResult]) -> Plot | None:
+def layer_differences(held: Sequence[BackendResult], name: str, title: str) -> Plot | None:
     """Per layer and backend the difference to the reference in percent; None where every layer is equal."""
-    held = [row for row in rows if not is_reference(row)]
     found = {row.name: {layer: value for layer, value in differences(row).items() if value} for row in held}
-    found = {name: values for name, values in found.items() if values}
+    found = {backend: values for backend, values in found.items() if values}
     names = list(dict.fromkeys(layer.name for row in held for layer in row.layers))
     differing = [layer for layer in names if any(layer in values for values in found.values())]
     if not differing:
@@ -159,8 +157,8 @@ def layer_differences(rows: Sequence[BackendResult]) -> Plot | None:
     )
     equal = len(names) - len(differing)
     return draw(
-        "layer-differences",
-        "Difference to the reference by layer",
+        name,
+        title,
         f"{alt}.",
         62 + 16 * len(shown) + 17 * len(found),
         paint,

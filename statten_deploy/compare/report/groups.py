@@ -27,9 +27,26 @@ def missing(comparison: Comparison) -> list[BackendResult]:
     return [row for row in ordered(comparison) if row.unavailable]
 
 
-def is_reference(row: BackendResult) -> bool:
-    """Whether others are held to this one."""
+def stands_alone(row: BackendResult) -> bool:
+    """Whether this one is compared with nobody."""
     return row.name == row.reference
+
+
+def leads(comparison: Comparison) -> set[str]:
+    """The backends that others are compared with."""
+    return {row.reference for row in ran(comparison)}
+
+
+def across(comparison: Comparison) -> list[BackendResult]:
+    """Backends whose reference is of another arithmetic: the integer reference beside the float one."""
+    kinds = {row.name: row.arithmetic for row in comparison.backends}
+    return [row for row in ran(comparison) if kinds.get(row.reference, row.arithmetic) != row.arithmetic]
+
+
+def held(comparison: Comparison) -> list[BackendResult]:
+    """Backends that should do what their reference does."""
+    apart = {row.name for row in across(comparison)}
+    return [row for row in ran(comparison) if not stands_alone(row) and row.name not in apart]
 
 
 def profiles_of(comparison: Comparison, family: Family) -> list[ProfileInfo]:
@@ -45,8 +62,8 @@ def units_of(rows: Iterable[BackendResult], profile: ProfileInfo) -> tuple[Energ
 
 
 def difference(row: BackendResult, value: float | None) -> str:
-    """In words; a reference has none."""
-    return "" if is_reference(row) else relative(value)
+    """In words; one that is compared with nobody has none."""
+    return "" if stands_alone(row) else relative(value)
 
 
 def timing(comparison: Comparison) -> list[str]:
@@ -89,18 +106,17 @@ class Group:
         """All of them."""
         return [row.name for row in self.rows]
 
-    @property
-    def has_reference(self) -> bool:
-        """Whether the others are held to one of these."""
-        return is_reference(self.first)
-
 
 def grouped(rows: Iterable[BackendResult], key: Callable[[BackendResult], Hashable]) -> list[Group]:
     """Rows whose `key` is equal, in the order in which each key appears first."""
     found: dict[Hashable, list[BackendResult]] = {}
     for row in rows:
         found.setdefault(key(row), []).append(row)
-    return [Group(tuple(sorted(members, key=lambda row: not is_reference(row)))) for members in found.values()]
+    groups = []
+    for members in found.values():
+        first = {row.reference for row in members}
+        groups.append(Group(tuple(sorted(members, key=lambda row: row.name not in first))))
+    return groups
 
 
 def layer_key(row: BackendResult) -> Hashable:

@@ -14,10 +14,12 @@ from statten_deploy.compare.report.energy_plots import accuracy_energy, energy_l
 from statten_deploy.compare.report.groups import (
     FAMILIES,
     Family,
+    across,
     file_stem,
     firing,
     grouped,
-    is_reference,
+    held,
+    leads,
     missing,
     profiles_of,
     ran,
@@ -85,7 +87,13 @@ class Page:
         self.maps, self.gaps = self._maps()
         self.raster = self._kept(spike_raster(comparison.raster)) if comparison.raster is not None else None
         self.matrices = self._matrices()
-        self.differences = self._kept(layer_differences(self.rows))
+        self.differences = self._kept(
+            layer_differences(held(comparison), "layer-differences", "Difference to the reference by layer")
+        )
+        self.quantised = [
+            self._kept(layer_differences([row], f"quantised-layers-{self._stem('apart', row.name)}", _beside(row)))
+            for row in across(comparison)
+        ]
 
     def html(self) -> str:
         """The page."""
@@ -122,7 +130,9 @@ class Page:
             "matrices": self.matrices,
             "drawn_classes": DRAWN_CLASSES,
             "differences": self.differences,
-            "held": [row for row in self.rows if not is_reference(row) and row.layers],
+            "quantised": [plot for plot in self.quantised if plot is not None],
+            "across": across(comparison),
+            "held": [row for row in held(comparison) if row.layers],
             "layers": cells.layers(comparison),
             "noted": [row for row in comparison.backends if row.notes],
             "open_plots": OPEN_PLOTS,
@@ -174,14 +184,16 @@ class Page:
         """A map per reference and per backend that visibly differs from it; the others in a sentence each."""
         plots, gaps = [], dict[str, list[str]]()
         shown: dict[str, BackendResult] = {}
-        for row in sorted(self.rows, key=lambda row: not is_reference(row)):
+        first = leads(self.comparison)
+        for row in sorted(self.rows, key=lambda row: row.name not in first):
             if not firing(row):
                 continue
-            other = shown.get(row.reference)  # the reference, or who stands in for one that did not run
+            other = None if row.name in first else shown.get(row.reference)
             gap = None if other is None else largest_gap(row, other)
             if other is not None and gap is not None and gap[0] <= VISIBLE_GAP:
                 gaps.setdefault(_gap(other, *gap), []).append(row.name)
                 continue
+            shown[row.name] = row
             shown.setdefault(row.reference, row)
             plot = self._kept(rate_map(row, self._stem("rates", row.name)))
             if plot is not None:
@@ -200,6 +212,10 @@ class Page:
             plot = self._kept(confusion_matrix(group.names, matrix, self._stem("confusion", group.names[0])))
             found.append(Matrix(group.names, plot, cells.mistakes(group.names, matrix)))
         return found
+
+
+def _beside(row: BackendResult) -> str:
+    return f"What integers change by layer: {row.name} beside {row.reference}"
 
 
 def _gap(other: BackendResult, gap: float, layer: str, step: int) -> str:

@@ -16,11 +16,13 @@ from statten_deploy.compare.comparison import BackendResult, Comparison, Profile
 from statten_deploy.compare.report import text as show
 from statten_deploy.compare.report.groups import (
     FAMILIES,
+    across,
     difference,
-    is_reference,
+    leads,
     missing,
     profiles_of,
     ran,
+    stands_alone,
     timing,
     units_of,
 )
@@ -107,11 +109,12 @@ class _Layout:
                 ("latency", "p90", *batches),
             ]
         )
+        apart = {row.name for row in across(self.comparison)}
         for before, row in zip([None, *self.rows], self.rows, strict=False):
             if before is not None and before.arithmetic != row.arithmetic:
                 found.add_section()
             name = self.cell((self.names[row.name], row.arithmetic))
-            found.add_row(name, *(self.cell(lines) for lines in _results(row)))
+            found.add_row(name, *(self.cell(lines) for lines in _results(row, row.name in apart)))
         return found
 
     def unavailable(self) -> Table:
@@ -144,15 +147,16 @@ class _Layout:
                     cells.append((unit.number(energy.total_pj), difference(row, energy.relative)))
                 if profile.family == "paper":
                     cells.append((show.NONE if ann is None else ann_unit.number(ann),))
-            head = [self.names[row.name], *(["reference"] if is_reference(row) else [])]
+            head = [self.names[row.name], *(["reference"] if row.name in leads(self.comparison) else [])]
             found.add_row(self.cell(head), *(self.cell(lines) for lines in cells))
         return found
 
     def below(self) -> Iterator[Text]:
         comparison = self.comparison
-        held = ", ".join(f"{kind}: {name}" for kind, name in comparison.references.items())
+        held = [f"{kind}: {name}" for kind, name in comparison.references.items()]
+        held += [f"{row.name} itself: {row.reference}" for row in across(comparison)]
         yield self.text(
-            f"Totals over all samples; second lines: the difference to the reference ({held}). "
+            f"Totals over all samples; second lines: the difference to the reference ({', '.join(held)}). "
             + "".join(f"{sentence} " for sentence in timing(comparison))
             + "Energy is dynamic only: static power is in no profile.",
             "dim",
@@ -173,15 +177,16 @@ def _headline(comparison: Comparison) -> str:
     )
 
 
-def _results(row: BackendResult) -> Iterator[tuple[str, ...]]:
+def _results(row: BackendResult, apart: bool) -> Iterator[tuple[str, ...]]:
     if row.accuracy is None:
         yield (show.NONE,)
     else:
         yield show.percent(row.accuracy), show.interval(row.accuracy_interval)
-    if is_reference(row):
+    if stands_alone(row):
         yield ("reference",)
     else:
-        yield show.percent(row.agreement), ("" if not row.spike_mismatches else f"{row.spike_mismatches:,} differ")
+        differ = row.spike_mismatches and not apart  # another arithmetic is another network
+        yield show.percent(row.agreement), (f"{show.brief(row.spike_mismatches, 7)} differ" if differ else "")
     if row.layers:
         yield show.brief(row.spikes), difference(row, row.relative_spikes)
         yield show.brief(row.synops), difference(row, row.relative_synops)
