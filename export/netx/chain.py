@@ -160,9 +160,7 @@ def _refuse(graph: nir.NIRGraph, problems: list[str]) -> None:
 def _ends(graph: nir.NIRGraph) -> list[str]:
     """The neuron layers that a chain leads to, shortest chain first."""
     into = predecessors(graph)
-    chains = {
-        name: upstream(into, name) for name in topological_order(graph) if isinstance(graph.nodes[name], NEURONS)
-    }
+    chains = {name: upstream(into, name) for name in topological_order(graph) if isinstance(graph.nodes[name], NEURONS)}
     return sorted(
         (n for n, chain in chains.items() if not _structure(graph, into, chain)), key=lambda n: len(chains[n])
     )

@@ -1,9 +1,12 @@
 """SANA-FE, which nobody here wrote, runs our integers: the same spikes, and an energy that is explained to the last."""
 
+import re
 import subprocess
 import sys
 from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import nir
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 from statten_deploy.energy import chip_fit, energy, load_profile
 from statten_deploy.energy.sanafe import Mesh, compare, emit, loihi_description, mesh_of, place, simulate
 from statten_deploy.energy.sanafe import chip as chip_module
+from statten_deploy.energy.sanafe.linear import matrix
 from statten_deploy.errors import GraphError, InputError, UnsupportedError
 from statten_deploy.fixed_point.runner import IntegerRunner
 from statten_deploy.frontend import build_graph
@@ -24,10 +28,12 @@ from statten_deploy.ir.integer import InputEncoder, IntegerConv2d, IntegerLIF, I
 from statten_deploy.passes import part_until
 from statten_deploy.quantize import QuantizeOptions, quantize
 from tests.conftest import lively_input, lively_model, small_config
+from tests.energy import brute
+from tests.energy.test_counter import convolutions, network
 
 NETWORKS = [
-    *("strided", "static", "dvs", "dvs-sdt", "plif", "frames"),
-    *("sliding/circuit", "strided/circuit", "token/circuit", "dvs/circuit"),
+    *("strided", "plif", "dvs", "dvs-sdt"),
+    *("sliding/circuit", "token/circuit", "dvs/circuit"),
     "dvs-strided-sliding/spikes",
 ]
 """Variants; what follows is how attention is computed, or that the input is sent as spikes."""
@@ -41,12 +47,9 @@ def case(name):
     graph = quantize(build_graph(lively_model(config)))
     x = lively_input(config, batch=2).numpy()
     x = (x > 0).astype(np.float32) if how == "spikes" else x
-    network = emit(
-        graph,
-        attention="circuit" if how == "circuit" else "outside",
-        inputs="spikes" if how == "spikes" else "currents",
-    )
-    run = simulate(network, x, membranes=True)
+    attention = "circuit" if how == "circuit" else "outside"
+    emitted = emit(graph, attention=attention, inputs="spikes" if how == "spikes" else "currents")
+    run = simulate(emitted, x, membranes=True)
     reference = IntegerRunner(graph).run(x, spikes=True, membranes=True)
     return SimpleNamespace(graph=graph, x=x, reference=reference, run=run, compared=compare(run))
 
@@ -88,10 +91,8 @@ def test_the_energy_taken_apart(name):
 
 def test_what_is_computed_outside():
     """Attention, what rounds down or takes maxima, the first layer; as a circuit attention is spikes and synapses."""
-    outside = {
-        name: case(name).run.network.outside for name in ("static", "token/circuit", "dvs-strided-sliding/spikes")
-    }
-    assert set(outside["static"]) == {
+    outside = {name: case(name).run.network.outside for name in ("plif", "token/circuit", "dvs-strided-sliding/spikes")}
+    assert set(outside["plif"]) == {
         *("patch_embed.proj_conv", "patch_embed.maxpool3", "block.0.attn.statten", "head_pool")
     }
     assert set(outside["token/circuit"]) == {"patch_embed.proj_conv", "patch_embed.maxpool3", "head_pool"}
@@ -291,6 +292,21 @@ def test_two_samples_are_two_runs():
     )
 
 
+@settings(max_examples=40, deadline=None)
+@given(convolutions())
+def test_synapses_of_convolutions_one_by_one(drawn):
+    """Any stride, padding, dilation and number of groups, against plain loops; zero weights are no synapses."""
+    node, shape, _ = drawn
+    out = network(node, shape)[1]
+    found = matrix(node, shape, out).toarray().reshape(*shape, *out)
+    expected = np.zeros_like(found)
+    for site in np.ndindex(*shape):
+        for target, weight in brute.reached(node, site, out):
+            expected[(*site, *target)] += weight
+    assert np.array_equal(found, expected)
+    assert matrix(node, shape, out).nnz == np.count_nonzero(expected)
+
+
 # where things lie
 
 
@@ -316,9 +332,12 @@ def test_layers_lie_where_chip_fit_puts_them():
 def test_a_layer_beyond_a_core_is_cut():
     graph, run, _ = by_hand()
     assert [len(set(run.placement.cores[name].tolist())) for name in ("a", "b", "c", "sum")] == [2, 2, 2, 1]
+    (layer,) = (layer for layer in chip_fit(graph, "loihi1", input="events").layers if layer.name == "c")
+    assert layer.tile == (6, 8, 16)  # row bands, where neurons alone would take channels
+    bands = run.placement.cores["c"].reshape(6, 2, 8, 16)
+    assert np.ptp(bands, axis=(0, 2, 3)).tolist() == [0, 0]
     with pytest.raises(UnsupportedError, match=r"takes 13 cores \(3,072 of its neurons are relays\) and .* has 4;"):
         place(run.network, Mesh(1, 1, 4, 1024))
-    assert graph is run.network.graph
 
 
 def test_a_layer_that_fits_nowhere_is_told():
@@ -359,8 +378,7 @@ def test_the_mesh_and_the_figures_are_those_of_the_installed_description():
 def charge(trains, dendrite="loihi_dendrites", steps=6, **soma):
     """Membranes of one neuron that hears one input with the weight 3, step by step."""
     description = loihi_description()
-    chip_module.shorten_inputs(description, 1)
-    architecture = chip_module.load_architecture(sanafe, description)
+    architecture = chip_module.load_architecture(sanafe, chip_module.shortened(description, 2, 1))
     chip, net = sanafe.SpikingChip(architecture), sanafe.Network()
     source = net.create_neuron_group("i", 1)
     source[0].set_attributes(soma_hw_name="loihi_inputs[0]", model_attributes={"spikes": trains})
@@ -402,6 +420,29 @@ def test_why_biases_are_set_as_model_attributes():
     assert chip.sim(1, potential_trace=True)["potential_trace"] == [[0]]
     neuron.set_attributes(model_attributes={"bias": 5})
     assert chip.sim(1, potential_trace=True)["potential_trace"] == [[5]]
+
+
+# the page
+
+
+def test_the_first_column_of_the_page():
+    """docs/energy.md, by the example that it names."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "energy.md").read_text(encoding="utf-8")
+    command = re.search(r"^python (examples/sanafe_energy.py) (.*--until \S+)$", text, re.MULTILINE)
+    spec = spec_from_file_location("sanafe_energy", root / command[1])
+    example = module_from_spec(spec)
+    spec.loader.exec_module(example)
+    compared = example.main([str(root / word) if word.endswith(".ckpt") else word for word in command[2].split()])
+    rows = {
+        row[0]: row[1] for row in re.findall(r"^\| (.*?) \| (.*?) \|", text.partition("## SANA-FE")[2], re.MULTILINE)
+    }
+    assert rows["**ours**, profile `loihi1-sanafe`"] == f"**{compared.ours_pj / 1e6:.3f}**"
+    assert rows["**SANA-FE**"] == f"**{sum(compared.reported_pj.values()) / 1e6:.3f}**"
+    parts = " / ".join(f"{pj / 1e6:.3f}" for pj in compared.reported_pj.values())
+    assert rows["of this synapses / neurons / network"] == parts
+    told = {f"{pj / 1e6:+.3f}" for pj in compared.differences_pj.values()}
+    assert told == {value for value in rows.values() if re.fullmatch(r"[+-]\d\.\d{3}", value)}
 
 
 # refusals

@@ -33,5 +33,7 @@ def test_a_part_gives_the_spikes_of_the_whole(layer):
 def test_what_is_no_layer():
     graph = build_graph(lively_model(small_config("strided", depth=1)))
     for name in ("head", "nowhere"):
-        with pytest.raises(InputError, match=rf"--until {name}: is not a neuron layer .* these are: patch_embed"):
+        with pytest.raises(
+            InputError, match=rf"--until {name}: is not a neuron layer .* these are: patch_embed.proj_lif, "
+        ):
             part_until(graph, name)

@@ -1,13 +1,14 @@
 """Runs a network in SANA-FE (PyPI `sanafe`, GPL-3.0), which is imported here and nowhere else, when a run is asked for.
 
-The chip is the Loihi description of the installed package, with as many input units as the run needs (they cost nothing
-and take minutes to build); nothing else of it is changed.
+The chip is the Loihi description of the installed package, with as many columns of tiles and as many input units as the
+run needs: the others do nothing, cost nothing and take long to build. Nothing else of it is changed.
 """
 
 import io
 import tempfile
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.resources import files
@@ -107,11 +108,18 @@ def mesh_of(description: Mapping[str, Any]) -> Mesh:
     return Mesh(int(size["width"]), int(size["height"]), each, most)
 
 
-def shorten_inputs(description: dict[str, Any], needed: int) -> None:
-    """As many input units per core as are needed, and two at least, so that they keep their numbers."""
-    for unit in description["architecture"]["tile"][0]["core"][0]["soma"]:
+def shortened(description: Mapping[str, Any], cores: int, inputs: int) -> dict[str, Any]:
+    """As many columns of tiles as hold the cores, and per core as many input units; two at least keep their numbers."""
+    mesh, result = mesh_of(description), deepcopy(dict(description))
+    columns = max(1, -(-cores // (mesh.height * mesh.cores_per_tile)))
+    told = result["architecture"]
+    told["attributes"]["width"] = columns
+    (tile,) = told["tile"]
+    tile["name"] = f"{tile['name'].partition('[')[0]}[0..{columns * mesh.height - 1}]"
+    for unit in tile["core"][0]["soma"]:
         if unit["name"].startswith(INPUT):
-            unit["name"] = f"{INPUT}[0..{max(needed - 1, 1)}]"
+            unit["name"] = f"{INPUT}[0..{max(inputs - 1, 1)}]"
+    return result
 
 
 def load_architecture(sanafe: Any, description: Mapping[str, Any]) -> Any:
@@ -175,8 +183,8 @@ class _Chip:
 
     def _architecture(self, sanafe: Any, description: dict[str, Any]) -> Any:
         cores = [self.placement.cores[p.name] for p in self.network.populations.values() if p.role == "input"]
-        shorten_inputs(description, int(np.bincount(np.concatenate(cores)).max()) if cores else 1)
-        return load_architecture(sanafe, description)
+        inputs = int(np.bincount(np.concatenate(cores)).max()) if cores else 1
+        return load_architecture(sanafe, shortened(description, self.placement.used, inputs))
 
     def _emitted(self, sanafe: Any, cores: list[Any]) -> Any:
         net = sanafe.Network()
@@ -233,7 +241,9 @@ class _Chip:
         for step in range(network.steps):
             self._drive(step, frames, spikes)
             with redirect_stdout(io.StringIO()):  # it prints its progress
-                found = self.chip.sim(1, spike_trace=True, potential_trace=bool(self.watched), perf_trace=True)
+                found = self.chip.sim(
+                    1, processing_threads=1, spike_trace=True, potential_trace=bool(self.watched), perf_trace=True
+                )
             self._count(found)
             for address in found["spike_trace"][0]:
                 population = sizes[address.group_name]
