@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "make: $(PYTHON) is not Python 3.11; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --ignore-requires-python --no-deps lava-nc lava-dl
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --ignore-requires-python --no-deps lava-nc lava-dl sinabs
 	$(if $(PYTHON310),$(PYTHON310) -m venv $(VENV)/python3.10)
 	$(if $(PYTHON310),$(VENV)/python3.10/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt lava-nc)
 	touch $@

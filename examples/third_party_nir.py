@@ -18,7 +18,7 @@ T, DT = 10, 1e-4
 
 
 def build(seed: int = 0) -> nir.NIRGraph:
-    """conv -> LIF -> sum-pool -> flatten -> affine -> LIF, with a residual around the second layer of neurons."""
+    """conv -> LIF -> sum-pool -> flatten -> affine -> recurrent LIF -> affine, a residual around the recurrent layer."""
     rng = np.random.default_rng(seed)
 
     def normal(mean: float, deviation: float, *shape: int) -> np.ndarray:
@@ -38,6 +38,7 @@ def build(seed: int = 0) -> nir.NIRGraph:
             rng.normal(0, 0.3, (16, 32)).astype(np.float32), rng.normal(0, 0.3, 16).astype(np.float32)
         ),
         "hidden_neurons": lif((16,)),
+        "back": nir.Affine(normal(0, 0.3, 16, 16), normal(0, 0.1, 16)),
         "readout": nir.Affine(normal(0, 0.5, 3, 16), normal(0, 0.3, 3)),
         "skip": nir.Affine(normal(0, 0.1, 3, 32), normal(0, 0.3, 3)),
         "output": nir.Output({"output": np.array([3])}),
@@ -49,6 +50,8 @@ def build(seed: int = 0) -> nir.NIRGraph:
         ("pool", "flatten"),
         ("flatten", "hidden"),
         ("hidden", "hidden_neurons"),
+        ("hidden_neurons", "back"),
+        ("back", "hidden_neurons"),
         ("hidden_neurons", "readout"),
         ("flatten", "skip"),
         ("readout", "output"),
