@@ -18,7 +18,7 @@ T, DT = 10, 1e-4
 
 
 def build(seed: int = 0) -> nir.NIRGraph:
-    """conv -> LIF -> sum-pool -> flatten -> affine -> recurrent LIF -> affine, a residual around the recurrent layer."""
+    """conv -> LIF -> sum-pool -> flatten -> affine -> recurrent LIF -> affine, a residual around the loop."""
     rng = np.random.default_rng(seed)
 
     def normal(mean: float, deviation: float, *shape: int) -> np.ndarray:
