@@ -8,6 +8,7 @@ of the cost profile: our count, what SANA-FE counts besides or leaves out, its c
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from statten_deploy.energy.sanafe import Comparison, compare, emit, simulate
+from statten_deploy.errors import StattenError
 from statten_deploy.fixed_point.runner import IntegerRunner
 from statten_deploy.passes import part_until
 from statten_deploy.quantize import QuantizeOptions, quantize
@@ -57,8 +59,7 @@ def table(compared: Comparison) -> Table:
     shown = Table("figure", "pJ", "ours", "differences", "SANA-FE", show_lines=True)
     for row in compared.rows:
         differences = "\n".join(f"{n / compared.samples:+,.0f}  {why}" for why, n in row.differences.items())
-        counts = (f"{n / compared.samples:,.0f}" for n in (row.ours, row.sanafe))
-        ours, theirs = counts
+        ours, theirs = (f"{n / compared.samples:,.0f}" for n in (row.ours, row.sanafe))
         shown.add_row(row.figure, f"{row.pj:g}", ours, differences, theirs)
     energies = "\n".join(f"{pj / 1e6:+.3f} µJ  {why}" for why, pj in compared.differences_pj.items())
     total = sum(compared.reported_pj.values())
@@ -67,4 +68,7 @@ def table(compared: Comparison) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StattenError as error:
+        sys.exit(f"{error}")
