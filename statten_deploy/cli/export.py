@@ -70,7 +70,10 @@ def export(
     dt: DtOption = None,
     written_by: WrittenByOption = None,
     calibration: Annotated[
-        str | None, typer.Option(help="Data to calibrate and verify on: digits, an image folder, or an .npz with x.")
+        str | None,
+        typer.Option(
+            help="Data to calibrate and verify on: a built-in set, a folder, an event file or an .npz with x."
+        ),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="How many samples to verify on.")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not run the written file.")] = False,

@@ -32,7 +32,12 @@ class Backend(StrEnum):
 
 def run(
     artefact: Annotated[Path, typer.Argument(help="Anything statten-export writes, or a checkpoint.")],
-    data: Annotated[str, typer.Option(help="digits (test split), an image folder, or an .npz with x and maybe y.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits or digits-events (test split), a folder of images or events, an event file, an .npz."
+        ),
+    ],
     samples: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
     config: ConfigOption = None,
     time_steps: TimeStepsOption = None,

@@ -32,7 +32,9 @@ def train(
     config: Annotated[Path, typer.Option(help="Recipe: YAML with the sections model: and train:.")],
     data: Annotated[
         str | None,
-        typer.Option(help="digits (built in), an image folder, or an .npz. Default: the data set the model names."),
+        typer.Option(
+            help="digits, digits-events, a folder of images or events, or an .npz. Default: what the model names."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/<model name>.")] = None,
     set_: Annotated[

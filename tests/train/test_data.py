@@ -136,7 +136,9 @@ ORDER = [7, 4, 3, 2, 6, 0, 5, 1]
 def test_unknown_split_and_data() -> None:
     with pytest.raises(InputError, match=f"expected one of {', '.join(SPLITS)}"):
         load_arrays("digits", "validation", DIGITS)
-    with pytest.raises(InputError, match=r"cifar10: no such data; expected a built-in data set \(digits\)"):
+    with pytest.raises(
+        InputError, match=r"cifar10: no such data; expected a built-in data set \(digits, digits-events\)"
+    ):
         load_arrays("cifar10", "test", DIGITS)
 
 

@@ -1,6 +1,6 @@
 """A folder of images: one sub-folder per class, optionally below ``train/`` and ``test/`` (or ``val/``)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,29 +46,48 @@ def open_folder(root: Path, spec: InputSpec) -> Source:
             f"{root}: a folder of images gives still images of 1 or 3 channels, the network takes "
             f"{list(spec.shape)}; give an .npz file with x [N, {', '.join(map(str, spec.shape))}]"
         )
+    return divided(root, lambda part: _scan(part, spec))
+
+
+def divided(root: Path, scan: Callable[[Path], Samples]) -> Source:
+    """What `scan` finds in `root`, or in its sub-folders ``train`` and ``test`` where it has both.
+
+    Raises:
+        InputError: those two have different classes.
+    """
     tests = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
     if (root / "train").is_dir() and tests:
-        train, test = _scan(root / "train", spec), _scan(tests[0], spec)
+        train, test = scan(root / "train"), scan(tests[0])
         if _classes(root / "train") != _classes(tests[0]):
             raise InputError(f"{tests[0]}: class folders differ from those of {root / 'train'}; they must be the same")
         return Source(str(root), train=train, test=test)
-    return Source(str(root), whole=_scan(root, spec))
+    return Source(str(root), whole=scan(root))
 
 
 def _classes(root: Path) -> list[str]:
     return sorted(entry.name for entry in root.iterdir() if entry.is_dir())
 
 
-def _scan(root: Path, spec: InputSpec) -> FolderSamples:
-    from torchvision.datasets import ImageFolder
+def classes_of(root: Path, spec: InputSpec, what: str) -> list[str]:
+    """The class folders of `root`.
 
+    Raises:
+        InputError: another number than the network has classes.
+    """
     found = _classes(root)
     if spec.classes is not None and len(found) != spec.classes:
         names = f" ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''})" if found else ""
         raise InputError(
             f"{root}: found {len(found)} class folders{names}, the network has {spec.classes} classes; "
-            f"expected one sub-folder of images per class, or set num_classes"
+            f"expected one sub-folder of {what} per class, or set num_classes"
         )
+    return found
+
+
+def _scan(root: Path, spec: InputSpec) -> FolderSamples:
+    from torchvision.datasets import ImageFolder
+
+    classes_of(root, spec, "images")
     try:
         folder = ImageFolder(root)
     except (FileNotFoundError, OSError) as error:

@@ -2,12 +2,13 @@
 
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from statten_deploy.errors import InputError
+from statten_deploy.events.readers.array_files import declared_members
 from statten_deploy.train.data.spec import ArraySamples, Float32Array, InputSpec, Int64Array, Source
 
 
@@ -36,23 +37,11 @@ def open_npz(path: Path, spec: InputSpec) -> Source:
 
 def _member_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and declared shapes, read from the headers before anything is allocated."""
-    shapes: dict[str, tuple[int, ...]] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as stream:
-                    shapes[name.removesuffix(".npy")] = _declared_shape(stream)
+        return {name: shape for name, (shape, _) in declared_members(path).items()}
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: not a readable .npz file ({detail}); write it with numpy.savez") from None
-    return shapes
-
-
-def _declared_shape(stream: IO[bytes]) -> tuple[int, ...]:
-    version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape: tuple[int, ...] = read(stream)[0]  # type: ignore[no-untyped-call]
-    return shape
 
 
 def _member(path: Path, file: Any, name: str) -> npt.NDArray[Any]:

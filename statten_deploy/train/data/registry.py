@@ -8,6 +8,8 @@ import numpy as np
 from statten_deploy.errors import InputError
 from statten_deploy.models.config import ModelConfig
 from statten_deploy.train.data.digits import open_digits
+from statten_deploy.train.data.digits_events import open_digits_events
+from statten_deploy.train.data.event_files import is_events, open_events, split_sensor
 from statten_deploy.train.data.folder import open_folder
 from statten_deploy.train.data.npz import open_npz
 from statten_deploy.train.data.spec import SPLITS, ArraySamples, Float32Array, InputSpec, Int64Array, Samples, Source
@@ -15,27 +17,32 @@ from statten_deploy.train.data.split import TEST_FRACTION, TEST_SEED, fixed_orde
 
 DATASETS: dict[str, Callable[[InputSpec], Source]] = {
     "digits": open_digits,
+    "digits-events": open_digits_events,
 }
 """Data sets known by name. None of them is downloaded."""
 
 
 def open_source(data: str | Path, spec: InputSpec) -> Source:
-    """Open a data set by name, a folder of images or an ``.npz`` file.
+    """Open a data set by name, a folder of images or event files, an ``.npz`` file or an event file.
 
     Raises:
         InputError: nothing of that name, or its samples are not what `spec` says.
     """
     if str(data) in DATASETS:
         return DATASETS[str(data)](spec)
-    path = Path(data)
+    path, sensor = split_sensor(str(data))
+    if path.exists() and is_events(path):
+        return open_events(path, spec, sensor)
+    if sensor is not None:
+        raise InputError(f"{data}: {path} holds no event files; only those have a sensor (@WIDTHxHEIGHT)")
     if path.is_dir():
         return open_folder(path, spec)
     if path.suffix == ".npz" and path.is_file():
         return open_npz(path, spec)
-    problem = "is neither a folder nor an .npz file" if path.exists() else "no such data"
+    problem = "is neither a folder, nor an .npz file, nor an event file" if path.exists() else "no such data"
     raise InputError(
         f"{data}: {problem}; expected a built-in data set ({', '.join(sorted(DATASETS))}), a folder of images "
-        "(one sub-folder per class), or an .npz file with x and y"
+        "or event files (one sub-folder per class), an .npz file with x and y, or an event file"
     )
 
 
