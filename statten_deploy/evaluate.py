@@ -43,6 +43,7 @@ class Evaluation:
     accuracy: float | None
     predictions: list[int]
     layers: list[LayerActivity] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The object ``statten-run --json`` prints."""
@@ -71,9 +72,9 @@ def evaluate(
     if backend == "norse":
         if written_by is not None:
             raise InputError("--written-by belongs to our own engine; Norse reads a file in its own way")
-        executor, spec = _open_norse(path, config, time_steps, dt)
+        executor, spec, warnings = _open_norse(path, config, time_steps, dt)
     else:
-        executor, spec = _open(path, config, time_steps, dt, written_by)
+        executor, spec, warnings = _open(path, config, time_steps, dt, written_by)
     x, labels = load_arrays(data, "evaluation", spec)
     if samples is not None and samples > len(x):
         raise InputError(f"{data}: has {len(x)} samples, --samples asks for {samples}")
@@ -101,16 +102,17 @@ def evaluate(
         accuracy=None if correct is None else correct / len(x),
         predictions=predictions,
         layers=[LayerActivity(name, count, count / sites[name]) for name, count in spikes.items()],
+        warnings=warnings,
     )
 
 
 def _open(
     path: Path, config: Mapping[str, Any] | None, time_steps: int | None, dt: float | None, written_by: str | None
-) -> tuple[Executor, InputSpec]:
+) -> tuple[Executor, InputSpec, list[str]]:
     opener = next((OPENERS[suffix] for suffix in OPENERS if path.name.endswith(suffix)), None)
     if opener is None:
         source = load_source(path, config, time_steps, dt, written_by)
-        return source.executor, InputSpec(source.input_shape, source.classes)
+        return source.executor, InputSpec(source.input_shape, source.classes), source.warnings
     if not path.exists():
         raise InputError(f"{path}: no such file; expected an artefact written by statten-export")
     if config or time_steps or dt or written_by:
@@ -118,12 +120,12 @@ def _open(
             f"{path}: --config, --time-steps, --dt and --written-by are not for exported artefacts, which are complete"
         )
     read_sidecar(path)
-    return opener(path)
+    return (*opener(path), [])
 
 
 def _open_norse(
     path: Path, config: Mapping[str, Any] | None, time_steps: int | None, dt: float | None
-) -> tuple[Executor, InputSpec]:
+) -> tuple[Executor, InputSpec, list[str]]:
     if path.suffix != ".nir":
         raise InputError(
             f"{path}: --backend norse runs .nir files; statten-export MODEL --target nir --nir-profile portable "
@@ -131,7 +133,7 @@ def _open_norse(
         )
     source = load_source(path, config, time_steps, dt)
     executor = NorseExecutor(path, source.graph, source.time_steps, source.dt)
-    return executor, InputSpec(source.input_shape, source.classes)
+    return executor, InputSpec(source.input_shape, source.classes), source.warnings
 
 
 def _open_onnx(path: Path) -> tuple[Executor, InputSpec]:

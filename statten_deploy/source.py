@@ -1,5 +1,6 @@
 """What a user hands to the commands: a checkpoint or a NIR file, loaded once, with its graph and its reference."""
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -14,10 +15,10 @@ from statten_deploy.compare.executors import Executor, GraphExecutor, TorchExecu
 from statten_deploy.compare.integers import FixedExecutor, TorchIntExecutor
 from statten_deploy.errors import ConfigError, InputError, UnsupportedError
 from statten_deploy.export.artefact import read_sidecar
-from statten_deploy.export.nir import as_written_by, read_nir
+from statten_deploy.export.nir import CONVENTIONS, as_written_by, read_nir
 from statten_deploy.frontend import build_graph
 from statten_deploy.ir import hints, input_names, is_quantised
-from statten_deploy.ir.verify import DEFAULT_DT
+from statten_deploy.ir.verify import DEFAULT_DT, SPIKING, verify
 from statten_deploy.models.checkpoint import build_model, file_sha256, load_checkpoint
 from statten_deploy.models.config import ModelConfig
 from statten_deploy.models.statten import STAtten
@@ -159,6 +160,12 @@ def _from_graph(graph: nir.NIRGraph, where: str, time_steps: int | None, dt: flo
     if "dt" not in told and dt is None:
         warnings.append(f"{where} does not say how long a step is: {DEFAULT_DT} s assumed (--dt)")
     seconds = float(told.get("dt", DEFAULT_DT if dt is None else dt))
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ConfigError(f"--dt {seconds}: expected a positive number of seconds")
+    verify(graph, dt=seconds)
+    assumed = CONVENTIONS[str(told["written_by"])].assumed if told.get("written_by") in CONVENTIONS else ""
+    if assumed and any(isinstance(node, SPIKING) for node in graph.nodes.values()):
+        warnings.append(f"{where} does not say how its neurons fire: {assumed} assumed (docs/nir.md)")
     name = str(told.get("name", Path(where).stem))
     known = {**graph.metadata, "statten": {**told, "time_steps": int(steps), "dt": seconds}}
     graph = nir.NIRGraph(graph.nodes, graph.edges, metadata=known, type_check=False)

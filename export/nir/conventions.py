@@ -11,7 +11,7 @@ from typing import Any
 import nir
 import numpy as np
 
-from statten_deploy.errors import ConfigError
+from statten_deploy.errors import ConfigError, UnsupportedError
 from statten_deploy.ir.graph import hints, inline_subgraphs
 from statten_deploy.ir.verify import SPIKING
 
@@ -26,9 +26,15 @@ class Convention:
     if_per_step: an IF adds r · I per step; NIR's adds dt · r · I.
     synapse_jumps: an input I adds I to the synaptic current, and the file does not say so: w_in = tau_syn / dt.
     li_jumps: an input I adds r · I to the membrane of an LI, and the file does not say so: r times tau / dt.
+    starts_at_reset: membranes start at v_reset; NIR's at v_leak.
+    dt_is_fixed: no other dt gives what the tool computes.
+    assumed: what the file does not say about neurons that fire, and is read as it stands here.
     """
 
     dt: float = 1e-4
+    dt_is_fixed: bool = False
+    starts_at_reset: bool = False
+    assumed: str = ""
     fires_at_threshold: bool = False
     exact_decay: bool = False
     if_per_step: bool = False
@@ -37,10 +43,17 @@ class Convention:
 
 
 CONVENTIONS: dict[str, Convention] = {
-    "norse": Convention(dt=1e-6, if_per_step=True, synapse_jumps=True),
-    "sinabs": Convention(dt=1.0, fires_at_threshold=True, exact_decay=True, li_jumps=True),
-    "snntorch": Convention(),
-    "spikingjelly": Convention(fires_at_threshold=True),
+    "norse": Convention(dt=1e-6, if_per_step=True, synapse_jumps=True, assumed="neurons reset to 0"),
+    "sinabs": Convention(
+        dt=1.0,
+        dt_is_fixed=True,
+        fires_at_threshold=True,
+        exact_decay=True,
+        li_jumps=True,
+        assumed="one spike in a step at most (SingleSpike), a reset to 0 (MembraneReset), norm_input as by default",
+    ),
+    "snntorch": Convention(dt_is_fixed=True, assumed='neurons reset to 0 at once (reset_mechanism="zero", no delay)'),
+    "spikingjelly": Convention(fires_at_threshold=True, starts_at_reset=True),
 }
 """Measured with Norse 1.1.0, Sinabs 3.1.3, snnTorch 1.0.0 and SpikingJelly 2.0.0."""
 
@@ -54,7 +67,8 @@ def as_written_by(graph: nir.NIRGraph, tool: str, dt: float | None = None) -> ni
         dt: seconds per step; the tool's default without it. Norse's is the dt of its cells times that of the export.
 
     Raises:
-        ConfigError: no such tool, or a graph that says itself what its numbers mean.
+        ConfigError: no such tool, a dt that is not the tool's, or a graph that says itself what its numbers mean.
+        UnsupportedError: neurons that start at another membrane than NIR's; all are named.
     """
     if tool not in CONVENTIONS:
         raise ConfigError(f"written by {tool!r}: known are {', '.join(CONVENTIONS)}")
@@ -64,16 +78,37 @@ def as_written_by(graph: nir.NIRGraph, tool: str, dt: float | None = None) -> ni
     step = convention.dt if dt is None else dt
     if not (np.isfinite(step) and step > 0):
         raise ConfigError(f"dt must be a positive number of seconds, got {step}")
+    if convention.dt_is_fixed and step != convention.dt:
+        raise ConfigError(f"dt {step:g} with written by {tool!r}: its files mean {convention.dt:g}; leave dt out")
     flat = inline_subgraphs(graph)
+    if convention.starts_at_reset:
+        _refuse_other_starts(flat, tool)
     nodes = {name: _meant(node, convention, step) for name, node in flat.nodes.items()}
     known = {**flat.metadata, "statten": {**hints(flat), "dt": step, "written_by": str(tool)}}
     return nir.NIRGraph(nodes, flat.edges, metadata=known, type_check=False)
 
 
+def _refuse_other_starts(graph: nir.NIRGraph, tool: str) -> None:
+    found = [
+        f"{name!r} ({type(node).__name__})"
+        for name, node in graph.nodes.items()
+        if hasattr(node, "v_reset") and np.any(np.asarray(node.v_reset) != np.asarray(getattr(node, "v_leak", 0)))
+    ]
+    if found:
+        raise UnsupportedError(
+            f"{', '.join(found)}: membranes of {tool} start at v_reset, NIR's at v_leak or 0, and here they differ; "
+            "train with v_reset = 0"
+        )
+
+
 def _meant(node: Any, convention: Convention, dt: float) -> nir.NIRNode:
     changes: dict[str, Any] = {}
     if convention.fires_at_threshold and isinstance(node, SPIKING) and hasattr(node, "v_threshold"):
-        changes["v_threshold"] = np.nextafter(_f32(node.v_threshold), np.float32(-np.inf))
+        threshold = _f32(node.v_threshold)
+        below = np.nextafter(
+            threshold, np.float32(-np.inf)
+        )  # below 0 that is no normal number, which engines may flush
+        changes["v_threshold"] = np.where(threshold == 0, -np.finfo(np.float32).tiny, below).astype(np.float32)
     if convention.exact_decay:
         for field in ("tau", "tau_mem", "tau_syn"):
             if hasattr(node, field):

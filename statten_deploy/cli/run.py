@@ -69,6 +69,8 @@ def run(
         emit_json(result.to_dict())
     else:
         _show(result)
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _show(result: "Evaluation") -> None:

@@ -23,7 +23,7 @@ from statten_deploy.compare.executors import Array, Execution, graph_input
 from statten_deploy.errors import ConfigError, InputError, UnsupportedError
 from statten_deploy.export.nir import original_names, read_nir, write_nir
 from statten_deploy.ir import TemporalMean, hints, input_names, is_cyclic, is_quantised, output_names
-from statten_deploy.ir.verify import time_step
+from statten_deploy.ir.verify import time_step, verify
 from statten_deploy.passes import lower_to_circuits, raise_circuits
 
 INSTALL = "pip install norse==1.1.0"
@@ -59,6 +59,7 @@ class NorseExecutor:
         from_nir = norse_importer()
         circuits = read_nir(path, keep_circuits=True)
         self.dt = time_step(circuits) if dt is None else dt
+        verify(circuits, dt=self.dt)
         refuse_what_norse_changes(circuits, self.path, self.dt)
         steps = hints(circuits).get("time_steps") if time_steps is None else time_steps
         if steps is None:
@@ -80,9 +81,16 @@ class NorseExecutor:
     def _load(self, from_nir: Importer) -> tuple[nn.Module, dict[str, nn.Module]]:
         """The module that Norse makes of the file, and its parts by their names in the graph."""
         opened = nir.read(self.path, type_check=False)  # our reader has checked it
+        nested = [repr(name) for name, node in opened.nodes.items() if isinstance(node, nir.NIRGraph)]
+        if nested:
+            raise UnsupportedError(f"{self.path}: Norse cannot run it: nested graphs ({', '.join(nested)}); {_REMEDY}")
         names = original_names({name: node.metadata.get("statten", {}) for name, node in opened.nodes.items()})
-        with _quiet(), _recursion(len(opened.nodes)):
-            module: Any = from_nir(opened, dt=self.dt)
+        try:
+            with _quiet(), _recursion(len(opened.nodes)):
+                module: Any = from_nir(opened, dt=self.dt)
+        except Exception as error:  # an importer raises nearly anything
+            reason = " ".join(str(error).split())[:200]
+            raise UnsupportedError(f"{self.path}: Norse's importer fails ({reason}); {_REMEDY}") from None
         position = {node.name: index for index, node in enumerate(module.execution_order)}
         inside = {name: name.replace(".", "_") for name in names}  # as nirtorch calls its modules
         if len(set(inside.values())) != len(inside):
@@ -211,7 +219,7 @@ def _lif(node: Any, dt: float) -> str | None:
 
 
 def _integrate_and_fire(node: Any, dt: float) -> str | None:
-    if not np.allclose(np.asarray(node.r) * dt, 1):
+    if np.any(np.asarray(node.r, dtype=np.float32) * np.float32(dt) != 1):
         return "Norse ignores r and dt, whose product is not 1"
     return "Norse ignores v_reset, which is not 0" if np.any(node.v_reset) else None
 

@@ -20,7 +20,6 @@ from statten_deploy.ir.schedule import loops, windows_in_loops
 from statten_deploy.ir.shapes import Shape, explicit_padding
 from statten_deploy.quantize.currents import SUMMED, WEIGHTED, Trace
 from statten_deploy.quantize.neurons import FIRING, NEURONS, PARAMETERS, NeuronForm, neuron_problems
-from statten_deploy.quantize.options import QuantizeOptions
 
 SUPPORTED: frozenset[type[nir.NIRNode]] = frozenset(
     {
@@ -130,11 +129,6 @@ def shift_problems(graph: nir.NIRGraph, traced: Trace, forms: Mapping[str, Neuro
     for name in forms:
         if not traced.arriving[name][0].branches:
             yield f"{name} (neurons that compare counts)"
-
-
-def without_shifts(options: QuantizeOptions) -> str:
-    """How the refusal begins."""
-    return "" if options.shifts else " without exponents"
 
 
 def node_bias(node: Any) -> Any:

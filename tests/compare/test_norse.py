@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -325,3 +326,28 @@ def test_what_the_file_does_not_say_is_all_it_takes(tmp_path: Path) -> None:
         found.outputs["y"], GraphExecutor(read_nir(tmp_path / "n.nir"), 9, dt=1e-3).run(x).outputs["y"]
     )
     assert 0.05 < found.outputs["y"].mean() < 0.95
+
+
+def stranger(path: Path, **nodes: nir.NIRNode) -> Path:
+    """A chain of nodes, as another tool writes it."""
+    made = {"input": inp(3), **nodes, "output": out(3)}
+    nir.write(path, nir.NIRGraph(made, list(pairwise(made)), type_check=False))
+    return path
+
+
+def test_what_norse_cannot_import_is_one_line(tmp_path: Path) -> None:
+    taken = stranger(tmp_path / "taken.nir", type=lif(3))  # torch's modules have an attribute of that name
+    with pytest.raises(UnsupportedError, match=r"Norse's importer fails \(.*type.*--nir-profile portable"):
+        NorseExecutor(taken, time_steps=2)
+    inner = nir.NIRGraph({"input": inp(3), "n": lif(3), "output": out(3)}, [("input", "n"), ("n", "output")])
+    nested = stranger(tmp_path / "nested.nir", sub=inner)
+    with pytest.raises(UnsupportedError, match=r"nested graphs \('sub'\)"):
+        NorseExecutor(nested, time_steps=2)
+
+
+@pytest.mark.parametrize("dt", [float("nan"), -1.0, 1.0])
+def test_a_step_that_makes_no_sense(dt: float, tmp_path: Path) -> None:
+    """Time constants of 2e-4 s are shorter than a step of 1 s."""
+    path = stranger(tmp_path / "n.nir", n=lif(3))
+    with pytest.raises(InputError, match=r"--dt|shorter than"):
+        load_source(path, None, 2, dt)

@@ -23,7 +23,7 @@ import onnxruntime as ort
 
 from statten_deploy.compare.exact import verify_exact
 from statten_deploy.compare.integers import FixedExecutor, LavaExecutor
-from statten_deploy.errors import ConfigError
+from statten_deploy.errors import ConfigError, UnsupportedError
 from statten_deploy.export.lava import write_bundle
 from statten_deploy.export.nir import CONVENTIONS, as_written_by, read_nir, write_nir
 from statten_deploy.export.onnx import build_onnx
@@ -185,3 +185,30 @@ def test_realistic_networks(tool: str, tmp_path: Path) -> None:
     assert 0.02 < rate < 0.5
     assert off <= 0.001
     assert rounded <= 0.03
+    for tool in ("sinabs", "snntorch"):
+        with pytest.raises(ConfigError, match=rf"dt 0.001 with written by '{tool}': its files mean"):
+            as_written_by(cuba(), tool, 1e-3)
+
+
+def test_membranes_that_start_elsewhere_are_refused() -> None:
+    graph = cuba()
+    graph.nodes["n"].v_reset = np.full(2, -0.25, dtype=np.float32)
+    with pytest.raises(UnsupportedError, match=r"'n' \(CubaLIF\): membranes of spikingjelly start at v_reset"):
+        as_written_by(graph, "spikingjelly")
+    assert as_written_by(graph, "snntorch").nodes["n"].v_reset[0] == -0.25
+
+
+def test_a_threshold_of_zero_stays_a_normal_number() -> None:
+    graph = cuba()
+    graph.nodes["n"].v_threshold = np.array([0.0, 1.0], dtype=np.float32)
+    below = as_written_by(graph, "spikingjelly").nodes["n"].v_threshold
+    assert below.tolist() == [-np.finfo(np.float32).tiny, np.nextafter(np.float32(1), np.float32(0))]
+
+
+@pytest.mark.parametrize(
+    ("tool", "assumed"), [("sinabs", "SingleSpike"), ("snntorch", "zero"), ("norse", "reset to 0")]
+)
+def test_what_a_file_does_not_say_is_told(tool: str, assumed: str) -> None:
+    warnings = load_source(cuba(), time_steps=STEPS, written_by=tool).warnings
+    assert any("does not say how its neurons fire" in one and assumed in one for one in warnings)
+    assert not load_source(cuba(), time_steps=STEPS, written_by="spikingjelly").warnings
