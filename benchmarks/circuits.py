@@ -3,6 +3,7 @@
     python benchmarks/circuits.py                                   # neurons and synapses by the formulas
     python benchmarks/circuits.py --write digits-stream:core cifar10-2-256:core ...
     python benchmarks/circuits.py --importers                       # images, spikes and counts that differ, per tool
+    python benchmarks/circuits.py --norse cifar10-2-256             # one image of a portable file in Norse
 
 Networks without a shipped checkpoint, and those that pool currents, get random weights (every layer fires) and
 ``pooling: strided``. --write takes seconds and peak resident memory of `statten-export` with and without verification
@@ -12,6 +13,7 @@ Networks without a shipped checkpoint, and those that pool currents, get random 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,8 @@ import numpy as np
 import onnx
 import torch
 
+from statten_deploy.compare.executors import TorchExecutor
+from statten_deploy.compare.norse import norse_executor
 from statten_deploy.frontend import build_graph
 from statten_deploy.models.checkpoint import CONFIG_KEY, load_model
 from statten_deploy.models.config import ModelConfig, load_config
@@ -144,17 +148,40 @@ def importers(folder: Path) -> None:
             print(f"{name:<24} {tool:<13} {len(x):6} {shown} {time.perf_counter() - start:7.1f}", flush=True)
 
 
+def norse(name: str, folder: Path) -> None:
+    """One random image in Norse and in torch."""
+    network = load_model(checkpoint(name, folder))
+    start = time.perf_counter()
+    executor = norse_executor(build_graph(network), folder)
+    made = time.perf_counter()
+    image = np.random.default_rng(0).random((1, *executor.input_shape), dtype=np.float32)
+    found = executor.run(image)
+    done = time.perf_counter()
+    expected = TorchExecutor(network).run(image)
+    differ = sum(int(np.sum(found.spikes[layer] != spikes)) for layer, spikes in expected.spikes.items())
+    sites = sum(spikes.size for spikes in expected.spikes.values())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"{name} in Norse: {made - start:.0f} s to write and import, {done - made:.0f} s for an image, {peak:.1f} GiB; "
+        f"{differ} of {sites:,} spikes differ, largest difference of outputs "
+        f"{np.max(np.abs(found.outputs['logits'] - expected.outputs['logits'])):.3g}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", nargs="+", default=[], metavar="NETWORK:PROFILE")
     parser.add_argument("--importers", action="store_true")
+    parser.add_argument("--norse", metavar="NETWORK")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for pair in arguments.write:
             write(*pair.split(":"), Path(folder))
         if arguments.importers:
             importers(Path(folder))
-    if not arguments.write and not arguments.importers:
+        if arguments.norse:
+            norse(arguments.norse, Path(folder))
+    if not arguments.write and not arguments.importers and not arguments.norse:
         sizes()
 
 
