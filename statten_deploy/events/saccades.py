@@ -45,10 +45,11 @@ def saccade_events(image: npt.NDArray[np.integer], seed: int) -> Events:
     draw = uniform(seed, 10 + 3 * NOISE_EVENTS)
     times, path = _path(draw[:10])
     weights = _weights(path, len(image))  # [K, 2, pixels, n]
-    light = weights[:, 1] @ image.astype(np.float64) @ weights[:, 0].swapaxes(1, 2)  # whole numbers, exact
+    light = weights[:, 1] @ image.astype(np.float32) @ weights[:, 0].swapaxes(1, 2)  # whole numbers below 2^24: exact
     signal = threshold_events(_levels()[light.astype(np.int64)], times, _thresholds())
     events = concatenate([signal, _noise(draw[10:], int(times[-1]))])
-    return events[np.lexsort((events.x, events.y, events.t))]
+    place = events.t * (SIZE[0] * SIZE[1]) + events.y.astype(np.int64) * SIZE[1] + events.x
+    return events[np.argsort(place, kind="stable")]
 
 
 def uniform(seed: int, count: int) -> npt.NDArray[np.float64]:
@@ -69,13 +70,13 @@ def _path(draw: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], npt.NDA
     return np.arange(len(path), dtype=np.int64) * SAMPLE_US, path
 
 
-def _weights(path: npt.NDArray[np.int64], cells: int) -> npt.NDArray[np.float64]:
+def _weights(path: npt.NDArray[np.int64], cells: int) -> npt.NDArray[np.float32]:
     """Bilinear weights in 1/96 of the image's columns and rows in those of the sensor: [K, 2, pixels, cells]."""
     cell = PIXELS_PER_CELL * SUBPIXELS
     centres = SUBPIXELS * np.arange(SIZE[0]) + SUBPIXELS // 2  # of the pixels
     first = SUBPIXELS * SIZE[0] // 2 - (cells - 1) * cell // 2  # where the first cell's centre is
     distance = centres[:, None] - first - cell * np.arange(cells) - path[:, :, None, None]
-    weights: npt.NDArray[np.float64] = np.maximum(cell - np.abs(distance), 0).astype(np.float64)
+    weights: npt.NDArray[np.float32] = np.maximum(cell - np.abs(distance), 0).astype(np.float32)
     return weights
 
 

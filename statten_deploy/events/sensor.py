@@ -27,28 +27,33 @@ def threshold_events(
     """
     height, width = levels.shape[1:]
     flat, step = levels.reshape(len(levels), -1), thresholds.ravel()
-    reference = flat[0].copy()
-    found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.intp], npt.NDArray[np.bool_]]] = []
-    for k in range(1, len(flat)):
-        behind = flat[k] - reference
-        pixels = np.flatnonzero(np.abs(behind) >= step)
-        if not len(pixels):
-            continue
-        behind = behind[pixels]
-        signs, counts = np.sign(behind), np.abs(behind) // step[pixels]
-        which = np.repeat(np.arange(len(pixels)), counts)
-        nth = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts) + 1  # 1, 2, .. within each pixel
-        where = pixels[which]
-        start, rise = flat[k - 1][where], (flat[k] - flat[k - 1])[where]
-        crossed = reference[where] + nth * signs[which] * step[where]
-        elapsed = times_us[k] - times_us[k - 1]
-        found.append((times_us[k - 1] + (crossed - start) * elapsed // rise, where, signs[which] > 0))
-        reference[pixels] += counts * signs * step[pixels]
-    t, where, on = (
-        np.concatenate(column) if column else np.empty(0, np.int64)
-        for column in (list(zip(*found, strict=True)) or ((), (), ()))
-    )
-    order = np.lexsort((where, t))
-    where = where[order]
-    x, y = (where % width).astype(np.uint16), (where // width).astype(np.uint16)
-    return Events(t[order].astype(np.int64), x, y, on[order].astype(np.bool_), (height, width))
+    crossings, references = _crossings(flat, step)
+    k, pixel = np.nonzero(crossings)  # each step's crossings of each pixel: `count` of them, in one direction
+    count = np.abs(crossings[k, pixel]).astype(np.int64)
+    k, pixel = np.repeat(k, count), np.repeat(pixel, count)
+    nth = np.arange(len(k)) - np.repeat(np.cumsum(count) - count, count) + 1  # 1, 2, .. within each step and pixel
+    on = crossings[k, pixel] > 0
+    crossed = references[k, pixel].astype(np.int64) + np.where(on, nth, -nth) * step[pixel]
+    start, end = flat[k, pixel], flat[k + 1, pixel]
+    t = times_us[k] + (crossed - start) * (times_us[k + 1] - times_us[k]) // (end - start)
+    order = np.argsort((t - times_us[0]) * len(step) + pixel, kind="stable")
+    pixel = pixel[order]
+    x, y = (pixel % width).astype(np.uint16), (pixel // width).astype(np.uint16)
+    return Events(t[order], x, y, on[order], (height, width))
+
+
+def _crossings(
+    levels: npt.NDArray[np.int64], step: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """How often each reference moves in each step, up (+) or down (-), and where it was. Both [K - 1, pixels]."""
+    exact = levels.astype(np.float64)  # quotients of whole numbers below 2^26 do not round up to the next whole number
+    width = step.astype(np.float64)
+    crossings, references = np.empty((2, len(exact) - 1, len(width)))
+    reference = exact[0].copy()
+    for moved, before, level in zip(crossings, references, exact[1:], strict=True):
+        before[:] = reference
+        np.subtract(level, reference, out=moved)
+        moved /= width
+        np.trunc(moved, out=moved)
+        reference += moved * width
+    return crossings, references
