@@ -44,7 +44,7 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class ProfileInfo:
-    """A cost profile, as the report names it. statuses: measured, estimated, pre-silicon."""
+    """A cost profile, as the report names it. statuses: measured, estimated, pre-silicon; sources: one per figure."""
 
     name: str
     title: str

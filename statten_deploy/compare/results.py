@@ -64,7 +64,10 @@ def profile_infos(counts: Counts, profiles: Sequence[Profile]) -> list[ProfileIn
             family=report.profile.family,
             statuses=report.statuses,
             not_included=report.not_included,
-            sources=tuple(dict.fromkeys(figure.source for figure in report.profile.figures.values())),
+            sources=tuple(
+                f"{name} {figure.pj:g} pJ ({figure.status}): {figure.source}"
+                for name, figure in report.profile.figures.items()
+            ),
             notes=report.profile.notes,
         )
         for report in reports

@@ -384,7 +384,7 @@ def test_a_profile_of_ones_own(network: STAtten, data: Path, tmp_path: Path) -> 
     assert [profile.name for profile in found.profiles] == ["45nm-fp32", "45nm-int8", "loihi1", "truenorth", "own"]
     one = row(found, "onnx")
     assert one.energy["own"].total_pj == pytest.approx(2000 * one.synops / SAMPLES)
-    assert (found.profiles[-1].statuses, found.profiles[-1].sources) == (("measured",), ("our bench",))
+    assert (found.profiles[-1].statuses, found.profiles[-1].sources) == (("measured",), ("synop 2000 pJ (measured): our bench",))
     other = tmp_path / "other.toml"
     other.write_text(own.read_text())
     with pytest.raises(ConfigError, match="a profile called 'own' is there already"):
