@@ -1,4 +1,4 @@
-"""The main job on the built-in data: export every shipped checkpoint to every target, verify, run, compare.
+"""The main job on the built-in data: export every shipped checkpoint to every target, verify, run, compare backends.
 
     make demo            (or: python examples/demo.py --out demo)
 
@@ -27,18 +27,24 @@ TARGETS = {
 """What is shown -> target, file, options."""
 CHAIN = ("digits-stream", "patch_embed.proj_lif1")
 """netx holds chains of layers only: the first two of this checkpoint."""
+COMPARED = ("digits-stream", 32)
+"""All backends run this checkpoint, on so many test images: Norse takes them one by one."""
 BIN = Path(sys.executable).parent
 
 
 def call(*arguments: object) -> dict:
     """Run one of our commands with --json, show it, and stop at the first failure."""
-    shown = [str(argument).removeprefix(f"{ROOT}/") for argument in arguments]
-    print("$", " ".join(shown), flush=True)
-    command = [str(BIN / shown[0]), *map(str, arguments[1:]), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = start(*arguments, "--json", capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr.strip() or f"exit status {done.returncode}")
     return json.loads(done.stdout)
+
+
+def start(*arguments: object, **options: object) -> subprocess.CompletedProcess:
+    """Run one of our commands and show it."""
+    shown = [str(argument).removeprefix(f"{ROOT}/") for argument in arguments if argument != "--json"]
+    print("$", " ".join(shown), flush=True)
+    return subprocess.run([str(BIN / shown[0]), *map(str, arguments[1:])], check=False, **options)
 
 
 def main() -> None:
@@ -50,7 +56,7 @@ def main() -> None:
     table = Table(title="digits: 360 test images, every artefact run from its file")
     for column in ("checkpoint", "runs as", "size", "accuracy", "same class as torch", "spikes", "spikes that differ*"):
         table.add_column(column, justify="left" if column in ("checkpoint", "runs as") else "right")
-    start = time.perf_counter()
+    began = time.perf_counter()
     for name in CHECKPOINTS:
         checkpoint = ROOT / f"models/zoo/{name}.ckpt"
         reference = call("statten-run", checkpoint, "--data", "digits")
@@ -77,7 +83,14 @@ def main() -> None:
         "ones against the integer reference",
         style="dim",
     )
-    console.print(f"artefacts, sidecars and test vectors are in {out}/; {time.perf_counter() - start:.0f} s")
+    name, samples = COMPARED
+    folder = out / f"{name}.compare"
+    done = start("statten-compare", ROOT / f"models/zoo/{name}.ckpt", "--samples", samples, "--out", folder)
+    if done.returncode:
+        sys.exit(done.returncode)
+    console.print(
+        f"artefacts, sidecars, test vectors and the comparison are in {out}/; {time.perf_counter() - began:.0f} s"
+    )
 
 
 def size(path: Path) -> str:

@@ -14,6 +14,7 @@ import nir
 from statten_deploy.compare.comparison import Arithmetic
 from statten_deploy.compare.executors import (
     Array,
+    Execution,
     Executor,
     GraphExecutor,
     OnnxExecutor,
@@ -22,6 +23,7 @@ from statten_deploy.compare.executors import (
 )
 from statten_deploy.compare.integers import FixedExecutor, LavaExecutor, TorchIntExecutor
 from statten_deploy.errors import UnsupportedError
+from statten_deploy.simulate.device import one_thread
 from statten_deploy.source import Source, load_source
 from statten_deploy.targets import TARGETS, Subject, Target, Written, default_name
 
@@ -110,14 +112,14 @@ def _fixed(material: Material) -> Engine:
 
 def _nir(material: Material) -> Engine:
     if material.source.quantised:
-        path, _ = _write("nir", material.integer_subject(), material.folder)
+        path, written = _write("nir", material.integer_subject(), material.folder)
         integers = FixedExecutor(load_source(path).graph, name="nir")
-        return Engine(integers, integers.runner.run)
+        return Engine(integers, integers.runner.run, written.warnings)
     path, written = _write("nir", material.float_subject(), material.folder)
     source = load_source(path)
     executor = GraphExecutor(source.graph, source.time_steps, "nir", source.dt)
     circuits = ("circuits are read back as the attention that they stand for",) if written.notes else ()
-    return Engine(executor, executor.simulator.run, (*written.notes, *circuits))
+    return Engine(executor, executor.simulator.run, (*written.notes, *circuits, *written.warnings))
 
 
 def _onnx(material: Material) -> Engine:
@@ -134,17 +136,29 @@ def _lava(material: Material) -> Engine:
     subject = material.integer_subject()
     if not _importable("lava.magma"):
         raise UnsupportedError(f"Lava is not installed; {LAVA_INSTALL}")
-    path, _ = _write("lava", subject, material.folder)
+    path, written = _write("lava", subject, material.folder)
     executor = LavaExecutor(path)
-    return Engine(executor, executor.runner.run, ("latency includes starting Lava's processes, once per call",))
+    started = "latency includes starting Lava's processes, once per call"
+    return Engine(executor, executor.runner.run, (started, *written.warnings))
 
 
 def _norse(material: Material) -> Engine:
     from statten_deploy.compare.norse import norse_executor
 
     source = material.float_subject().source
-    executor = norse_executor(source.graph, material.folder)
+    executor = _OneThread(norse_executor(source.graph, material.folder))
     return Engine(executor, executor.run, ("a portable NIR file, all circuits as they stand; latency with spikes",))
+
+
+class _OneThread:
+    """An executor on one thread of torch: Norse runs sample by sample, and hundreds of small nodes in each step."""
+
+    def __init__(self, inner: Executor) -> None:
+        self.name, self.inner = inner.name, inner
+
+    def run(self, x: Array) -> Execution:
+        with one_thread():
+            return self.inner.run(x)
 
 
 def _write(target: Target, subject: Subject, folder: Path) -> tuple[Path, Written]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +90,11 @@ def compare_backends(
         InputError: bad input, unknown names, or no backend that can run.
     """
     wanted = _known(backends)
-    QuantizeOptions(bits or QuantizeOptions.bits, granularity or QuantizeOptions.granularity)  # refuses early
+    QuantizeOptions(QuantizeOptions.bits if bits is None else bits, granularity or "channel")  # refuses early
+    if batch is not None and batch < 1:
+        raise InputError(f"--batch {batch}: expected at least 1")
+    if not 0 <= latency_seconds < inf:
+        raise InputError(f"--latency-seconds {latency_seconds}: expected 0 or more")
     costs = _profiles(profiles)
     where = str(usable_device(device))
     source = model if isinstance(model, Source) else load_source(model, config, time_steps, dt)
@@ -116,7 +120,7 @@ def compare_backends(
     rows = {row.name: row for row in backend_results(runners, costs)}
     for name, row in rows.items():
         row.latency, row.batch_latency = single.get(name), batched.get(name)
-        row.unavailable = plain(row.unavailable)
+        row.unavailable, row.notes = plain(row.unavailable), list(map(plain, row.notes))
     rows |= {name: _missing(name, source, plain(reason)) for name, reason in missing.items()}
     lead = next(iter(runners.values())).tally.counter.counts()
     silent = silent_layers(lead)

@@ -61,9 +61,10 @@ def _timed(call: Callable[[], object]) -> float:
 def machine(device: str) -> str:
     """Processor, cores and versions, in words."""
     where = f"{torch.cuda.get_device_name(device)} for torch; " if device.startswith("cuda") else ""
+    threads = torch.get_num_threads()
     return (
-        f"{where}{_processor()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads of torch "
-        f"{torch.__version__}, Python {platform.python_version()}, {platform.system()}"
+        f"{where}{_processor()}, {os.cpu_count()} logical cores; torch {torch.__version__} on {threads} "
+        f"thread{'' if threads == 1 else 's'}, Python {platform.python_version()}, {platform.system()}"
     )
 
 

@@ -102,6 +102,7 @@ def run_batch(
                 exact = yardstick.run(x) if exact is None else exact
                 measure_yardstick(runner.agreement, expected, exact)
         runner.tally.update(x, found, expected, labels)
+        del found, expected  # before the next backend needs memory for its own
     return kept
 
 

@@ -36,3 +36,14 @@ def full_float32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = matmul
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: where tensors are small, threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -9,10 +9,11 @@ from typing import Any
 
 import nir
 import pytest
+from rich.progress import Progress
 
 from statten_deploy import targets
 from statten_deploy.backends import BACKENDS
-from statten_deploy.cli.compare import NAMES
+from statten_deploy.cli import compare as cli
 from statten_deploy.compare import report as report_module
 from tests.cli.commands import DIGITS, ZOO, compare, error_line, run
 
@@ -96,6 +97,18 @@ def test_json_is_the_report_and_the_same_again(here: Path, capsys: pytest.Captur
     assert json.loads(first) == json.loads((here / "digits-stream.compare" / "report.json").read_text())
     assert compare(*options) == 0  # over the older report
     assert capsys.readouterr().out == first
+
+
+def test_a_bar_on_a_terminal_leaves_stdout_alone(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
+    monkeypatch.setattr(cli, "on_terminal", lambda: True)
+    seen = []
+    monkeypatch.setattr(Progress, "update", lambda bar, task, **told: seen.append(told))
+    assert compare(STREAM, "--backends", "onnx", "--samples", 2, *UNTIMED, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 2
+    assert [told["description"] for told in seen] == ["torch", "onnx"] * 2
+    assert [(told["completed"], told["total"]) for told in seen] == [(0, 4), (1, 4), (2, 4), (3, 4)]
 
 
 def test_the_same_numbers_as_statten_run(made: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,4 +213,4 @@ def test_the_report_appears_whole_or_not_at_all(
 
 
 def test_the_names_in_the_help_are_the_backends() -> None:
-    assert NAMES.split(",") == list(BACKENDS)
+    assert cli.NAMES.split(",") == list(BACKENDS)

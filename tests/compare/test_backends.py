@@ -1,64 +1,29 @@
 """All backends for real on small networks: who must be equal is, who is not there says so, who is wrong is named."""
 
 import json
-import re
-import sys
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import nir
 import numpy as np
 import pytest
 import torch
 
-from statten_deploy import Comparison, compare_backends, comparing, targets
-from statten_deploy.backends import BACKENDS
+from statten_deploy import Comparison, compare_backends, comparing
+from statten_deploy.backends import BACKENDS, _OneThread
 from statten_deploy.compare.comparison import Latency
 from statten_deploy.compare.executors import TorchExecutor
 from statten_deploy.compare.integers import FixedExecutor
 from statten_deploy.energy import EnergyCounter, energy, load_profile
 from statten_deploy.errors import ConfigError, InputError, UnsupportedError
-from statten_deploy.export.nir import write_nir
 from statten_deploy.frontend import build_graph
 from statten_deploy.models.statten import STAtten
 from statten_deploy.quantize import QuantizeOptions, quantize
-from tests.conftest import lively_input, lively_model, small_config
-from tests.simulate.builders import affine, conv, graph, inp, lif, out
-
-SAMPLES = 5
-UNTIMED: dict[str, Any] = {"latency_seconds": 0}
-
-
-@pytest.fixture(scope="module")
-def network() -> STAtten:
-    """Every backend runs it: its pools are strided, and with one block its circuits are small. All its layers fire."""
-    model = lively_model(small_config("strided", depth=1, embed_dim=16, num_heads=2, window="sliding"), seed=2)
-    with torch.no_grad():  # a head without a favourite class
-        model.head.bias -= model(torch.from_numpy(images(model))).mean(0)
-    return model
-
-
-def images(model: STAtten) -> np.ndarray:
-    return lively_input(model.config, SAMPLES).numpy() / 2
-
-
-@pytest.fixture(scope="module")
-def data(network: STAtten, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "x.npz"
-    np.savez(path, x=images(network), y=np.arange(SAMPLES) % network.config.num_classes)
-    return path
+from tests.compare.few import FEW, SAMPLES, UNTIMED, row
 
 
 @pytest.fixture(scope="module")
 def found(network: STAtten, data: Path) -> Comparison:
-    return compare_backends(network, data=data, calibration=data, batch=2, latency_seconds=1e-6)
-
-
-def row(comparison: Comparison, name: str) -> Any:
-    (one,) = (row for row in comparison.backends if row.name == name)
-    return one
+    return compare_backends(network, data=data, calibration=data, batch=4, latency_seconds=1e-6)
 
 
 def test_every_backend_ran_and_nobody_is_wrong(found: Comparison) -> None:
@@ -174,8 +139,9 @@ def test_what_is_drawn(found: Comparison, network: STAtten, data: Path) -> None:
         np.testing.assert_array_equal(spikes, execution.spikes[name][:, 0].reshape(4, -1))
 
 
-FEW = ("torch", "nir", "onnx", "torch-int", "fixed", "onnx-int8")
-"""Those that take no time to start."""
+def test_what_the_writers_have_to_say_is_in_the_rows(found: Comparison) -> None:
+    assert any(told.startswith("circuit block.0.attn.statten: ") for told in row(found, "nir").notes)
+    assert any("beyond what Lava documents" in told for told in row(found, "lava").notes)
 
 
 def test_the_same_seed_gives_the_same_report(network: STAtten, data: Path) -> None:
@@ -191,171 +157,6 @@ def test_the_same_seed_gives_the_same_report(network: STAtten, data: Path) -> No
     assert run(2) != first.replace('"seed": 0', '"seed": 2')  # other samples
 
 
-def by_one(weight: np.ndarray) -> None:
-    weight[3, 5] += 1
-
-
-def by_sign(weight: np.ndarray) -> None:
-    weight[3] *= -1
-
-
-@pytest.mark.parametrize(("change", "what"), [(by_one, "2 membranes"), (by_sign, r"\d+ spikes")])
-def test_wrong_weights_are_named(
-    network: STAtten, data: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], None], what: str
-) -> None:
-    """The writer of the integer ONNX file gets them wrong. One that is off by one changes no spike here."""
-
-    def broken(written: nir.NIRGraph, **options: Any) -> Any:
-        node = written.nodes["block.0.mlp.fc1_conv"]
-        right = node.weight.copy()
-        change(node.weight)
-        model = build(written, **options)
-        node.weight[:] = right
-        return model
-
-    build = targets.build_integer_onnx
-    monkeypatch.setattr(targets, "build_integer_onnx", broken)
-    found = compare_backends(network, ("onnx-int8", "fixed"), data=data, calibration=data, **UNTIMED)
-    assert [one.name for one in found.backends] == ["torch-int", "fixed", "onnx-int8"]
-    first, *others = found.problems
-    where = r"first at step \d, sample \d, neuron \(3, \d, \d\)"
-    assert re.fullmatch(rf"onnx-int8: layer 'block\.0\.mlp\.fc2_lif': {what} differ, {where}", first)
-    assert all(problem.startswith("onnx-int8: ") for problem in others)
-    wrong, right = row(found, "onnx-int8"), row(found, "fixed")
-    assert (wrong.spike_mismatches > 0) == (wrong.relative_synops != 0) == (change is by_sign)
-    assert (right.spike_mismatches, right.relative_synops) == (0, 0.0)
-
-
-def test_a_wrong_float_artefact_is_named(network: STAtten, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(written: nir.NIRGraph, **options: Any) -> Any:
-        node = written.nodes["block.0.mlp.fc1_conv"]
-        node.weight[3] *= 1.5
-        model = build(written, **options)
-        node.weight[3] /= 1.5
-        return model
-
-    build = targets.build_onnx
-    monkeypatch.setattr(targets, "build_onnx", broken)
-    found = compare_backends(network, ("nir", "onnx"), data=data, **UNTIMED)
-    assert re.match(r"onnx: layer 'block.0.mlp.fc2_lif', step \d, neuron \(3, ", found.problems[0])
-    assert "thresholds away from its threshold (allowed 1e-04)" in found.problems[0]
-
-
-HIDDEN = {
-    "lava": ("lava", "Lava is not installed; pip install --ignore-requires-python --no-deps lava-nc"),
-    "norse": ("norse", "pip install norse==1.1.0"),
-    "onnx": ("onnxruntime", "onnxruntime is not installed; pip install onnxruntime"),
-}
-
-
-def test_what_is_not_installed_is_a_row(network: STAtten, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, _ in HIDDEN.values():
-        for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
-            monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setitem(sys.modules, module, None)
-    found = compare_backends(network, (*HIDDEN, "fixed", "nir"), data=data, samples=1, **UNTIMED)
-    for name, (_, said) in HIDDEN.items():
-        assert said in row(found, name).unavailable
-        assert row(found, name).layers == []
-    assert found.problems == []
-    assert row(found, "nir").agreement == row(found, "fixed").agreement == 1.0
-
-
-def test_a_float_network_without_circuits_has_no_row_in_norse(data: Path) -> None:
-    config = small_config("static", depth=1, embed_dim=16, num_heads=2)
-    found = compare_backends(lively_model(config), ("norse",), data=data, samples=1, **UNTIMED)
-    assert [one.name for one in found.backends] == ["torch", "norse"]
-    assert "'patch_embed.maxpool3' (MaxPool2d): no circuit" in row(found, "norse").unavailable
-
-
-def stranger(*, loop: bool = False) -> nir.NIRGraph:
-    """A graph as another tool writes it: it says neither what its input is nor how many classes there are."""
-    rng = np.random.default_rng(0)
-    first = conv(rng, 2, 4)
-    first.input_shape = (6, 6)
-    nodes: dict[str, nir.NIRNode] = {
-        "input": inp(2, 6, 6),
-        "conv": first,
-        "first": lif(4, 6, 6),
-        "flatten": nir.Flatten({"input": np.array([4, 6, 6])}, 0, -1),
-        "readout": affine(rng, 144, 3),
-        "last": lif(3),
-        "output": out(3),
-    }
-    names = list(nodes)
-    edges = list(pairwise(names))
-    if loop:
-        nodes["back"] = affine(rng, 3, 3)
-        edges += [("last", "back"), ("back", "last")]
-    return graph(nodes, edges)
-
-
-def test_a_graph_of_another_tool(tmp_path: Path) -> None:
-    path = tmp_path / "stranger.nir"
-    nir.write(path, stranger())
-    found = compare_backends(path, [*FEW, "lava"], time_steps=6, samples=4, **UNTIMED)
-    assert found.problems == []
-    assert {one.name: one.unavailable for one in found.backends} == dict.fromkeys((*FEW, "lava"), "") | {
-        one.name: "" for one in found.backends
-    }
-    assert found.dataset == "seeded random inputs"
-    assert any("the model names no data set: compared on 4 seeded random inputs" in told for told in found.warnings)
-    torch = row(found, "torch")
-    assert "the model is a NIR file" in torch.notes[0]
-    assert torch.macs == 0  # counts of events: the first convolution is fed by events
-    assert (torch.accuracy, torch.confusion, len(torch.predictions)) == (None, None, 4)
-    assert row(found, "lava").synops == row(found, "torch-int").synops > 0
-
-
-def test_frames_of_real_values(tmp_path: Path) -> None:
-    path = tmp_path / "x.npz"
-    np.savez(path, x=np.random.default_rng(0).random((3, 6, 2, 6, 6), np.float32))
-    options = {"data": path, "time_steps": 6, **UNTIMED}
-    real = row(compare_backends(stranger(), ("onnx",), **options), "onnx")
-    assert real.macs > 0
-    with pytest.raises(InputError, match="event inputs hold fractions"):
-        compare_backends(stranger(), ("onnx",), input="events", **options)
-    np.savez(path, x=np.ones((3, 6, 2, 6, 6), np.float32))
-    assert row(compare_backends(stranger(), ("onnx",), **options), "onnx").macs == 0
-    assert row(compare_backends(stranger(), ("onnx",), input="frames", **options), "onnx").macs == real.macs
-
-
-def test_a_recurrent_graph_runs_where_it_can() -> None:
-    found = compare_backends(stranger(loop=True), time_steps=6, samples=2, **UNTIMED)
-    ran = [one.name for one in found.backends if not one.unavailable]
-    assert ran == ["torch", "torch-int", "nir", "onnx", "fixed", "onnx-int8", "lava"]
-    assert not found.problems
-    assert "recurrent" in row(found, "norse").unavailable
-
-
-def test_a_graph_of_integers(network: STAtten, data: Path, tmp_path: Path) -> None:
-    path = tmp_path / "integers.nir"
-    integers = quantize(build_graph(network), QuantizeOptions(4))
-    write_nir(integers, path)
-    found = compare_backends(path, FEW, data=data, **UNTIMED)
-    assert (found.bits, found.problems, found.references) == (4, [], {"integer": "torch-int"})
-    for name in ("torch", "onnx"):
-        assert row(found, name).unavailable == "the model is a graph of integers: there is no float network to run"
-    assert (row(found, "nir").arithmetic, row(found, "nir").reference) == ("integer", "torch-int")
-    assert row(found, "torch-int").reference == "torch-int"
-    with np.load(data) as file:
-        counter = EnergyCounter(integers)
-        counter.update(FixedExecutor(integers).run(file["x"]).spikes)
-    assert row(found, "nir").synops == row(found, "onnx-int8").synops == counter.counts().synops
-    with pytest.raises(InputError, match="is quantised already"):
-        compare_backends(path, FEW, data=data, bits=8, **UNTIMED)
-    with pytest.raises(UnsupportedError, match="no backend can run: torch: the model is a graph of integers"):
-        compare_backends(path, ("torch",), data=data, **UNTIMED)
-
-
-def test_layers_that_never_fire_are_named(tmp_path: Path) -> None:
-    quiet = stranger()
-    quiet.nodes["first"].v_threshold[:] = 1e6
-    quiet.nodes["readout"].bias[:] = 0
-    found = compare_backends(quiet, ("onnx",), time_steps=6, samples=2, **UNTIMED)
-    assert "no neuron of first, last fired on these samples: nothing behind them is compared" in found.warnings
-
-
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
@@ -364,6 +165,9 @@ def test_layers_that_never_fire_are_named(tmp_path: Path) -> None:
         ({"samples": 0}, InputError, "--samples 0: expected at least 1"),
         ({"samples": 99}, InputError, "has 5 samples, --samples asks for 99"),
         ({"seed": -1}, InputError, "--seed -1"),
+        ({"batch": 0}, InputError, "--batch 0: expected at least 1"),
+        ({"latency_seconds": float("nan")}, InputError, "--latency-seconds nan: expected 0 or more"),
+        ({"bits": 0}, InputError, "--bits 0: expected 2 to 8"),
         ({"bits": 9}, InputError, "--bits 9: expected 2 to 8"),
         ({"profiles": ("loihi2",)}, UnsupportedError, "no energy per operation has been published for Loihi 2"),
         ({"profiles": ("nothing",)}, ConfigError, "profile 'nothing': unknown"),
@@ -384,7 +188,10 @@ def test_a_profile_of_ones_own(network: STAtten, data: Path, tmp_path: Path) -> 
     assert [profile.name for profile in found.profiles] == ["45nm-fp32", "45nm-int8", "loihi1", "truenorth", "own"]
     one = row(found, "onnx")
     assert one.energy["own"].total_pj == pytest.approx(2000 * one.synops / SAMPLES)
-    assert (found.profiles[-1].statuses, found.profiles[-1].sources) == (("measured",), ("synop 2000 pJ (measured): our bench",))
+    assert (found.profiles[-1].statuses, found.profiles[-1].sources) == (
+        ("measured",),
+        ("synop 2000 pJ (measured): our bench",),
+    )
     other = tmp_path / "other.toml"
     other.write_text(own.read_text())
     with pytest.raises(ConfigError, match="a profile called 'own' is there already"):
@@ -397,3 +204,19 @@ def test_what_is_going_on_is_told(network: STAtten, data: Path) -> None:
     assert [what for _, _, what in steps] == ["torch", "nir", "onnx"] * 3  # samples 0, 1 and 2, 3 and 4
     assert [done for done, _, _ in steps] == list(range(9))
     assert {total for _, total, _ in steps} == {9}
+
+
+def test_norse_has_one_thread() -> None:
+    class Seen:
+        name = "norse"
+
+        def run(self, x: np.ndarray) -> int:
+            return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert _OneThread(Seen()).run(np.zeros(1)) == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

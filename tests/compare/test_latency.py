@@ -1,6 +1,7 @@
 """Who is timed when, and how often, by a clock that the calls move themselves."""
 
 import pytest
+import torch
 
 from statten_deploy.compare import latency
 from statten_deploy.compare.comparison import Latency
@@ -51,5 +52,5 @@ def test_what_would_take_too_long_is_called_once(clock: Clock) -> None:
 
 def test_the_machine_is_named() -> None:
     told = latency.machine("cpu")
-    assert "threads of torch" in told
+    assert f"torch {torch.__version__} on {torch.get_num_threads()} thread" in told
     assert "\n" not in told
