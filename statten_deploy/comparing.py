@@ -65,6 +65,7 @@ def compare_backends(
     config: Mapping[str, Any] | None = None,
     time_steps: int | None = None,
     dt: float | None = None,
+    written_by: str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Run a model in several backends on the same samples and compare them. Memory does not grow with the samples.
@@ -74,7 +75,7 @@ def compare_backends(
     if they are not asked for. A backend that cannot run is a row that says why.
 
     Args:
-        model: as `load_source` takes it, with `config`, `time_steps` and `dt`.
+        model: as `load_source` takes it, with `config`, `time_steps`, `dt` and `written_by`.
         backends: names of `statten_deploy.backends.BACKENDS`; all by default.
         data: a data set, a folder or an ``.npz``; by default the one the model names, else seeded random inputs.
         samples: so many of the test split, chosen by `seed`; all by default.
@@ -97,7 +98,7 @@ def compare_backends(
         raise InputError(f"--latency-seconds {latency_seconds}: expected 0 or more")
     costs = _profiles(profiles)
     where = str(usable_device(device))
-    source = model if isinstance(model, Source) else load_source(model, config, time_steps, dt)
+    source = model if isinstance(model, Source) else load_source(model, config, time_steps, dt, written_by)
     stream, warnings = _stream(source, data, samples, seed)
     size = min(_batch_size(source) if batch is None else batch, len(stream.samples))
     first = stream.take(0, size)

@@ -17,6 +17,7 @@ from statten_deploy.cli.common import (
     TimeStepsOption,
     UsageError,
     VersionOption,
+    WrittenByOption,
     emit_json,
     main_for,
     make_app,
@@ -78,6 +79,7 @@ def compare(
     config: ConfigOption = None,
     time_steps: TimeStepsOption = None,
     dt: DtOption = None,
+    written_by: WrittenByOption = None,
     json_: JsonOption = False,
     debug: DebugOption = False,
     version: VersionOption = False,
@@ -114,6 +116,7 @@ def compare(
             config=read_config_values(config) if config else None,
             time_steps=time_steps,
             dt=dt,
+            written_by=written_by,
             progress=progress,
         )
     write_report(comparison, folder)

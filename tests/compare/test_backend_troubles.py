@@ -167,6 +167,19 @@ def test_a_graph_of_another_tool(tmp_path: Path) -> None:
     assert row(found, "lava").synops == row(found, "torch-int").synops > 0
 
 
+def test_a_graph_is_read_as_its_tool_means_it() -> None:
+    """At a threshold that inputs meet exactly, SpikingJelly fires and NIR does not."""
+    met = stranger()
+    met.nodes["first"].v_threshold[:] = 0.5
+    met.nodes["conv"].weight[:] = 0
+    met.nodes["conv"].bias[:] = 1  # half of it arrives in a step
+    for tool, fires in ((None, False), ("spikingjelly", True)):
+        found = compare_backends(met, ("onnx",), time_steps=1, samples=1, written_by=tool, **UNTIMED)
+        assert found.problems == []
+        first = next(layer for layer in row(found, "onnx").layers if layer.name == "first")
+        assert (first.spikes == first.neurons) is fires
+
+
 def test_frames_of_real_values(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, x=np.random.default_rng(0).random((3, 6, 2, 6, 6), np.float32))
