@@ -25,6 +25,7 @@ PUBLISHED: dict[str, float] = {
     "digits": 0.11,
     "digits-stream": 0.11,
     "digits-4bit": 0.11,
+    "digits-events": 0.11,
     "digits-stream-4bit": 0.11,
 }
 """Million parameters."""
@@ -80,6 +81,12 @@ def test_stream_variant_is_the_hardware_form() -> None:
     assert (stream.pooling, stream.window) == ("strided", "sliding")
     told = {"name": "digits", "pooling": "maxpool", "window": "block"}
     assert stream.model_copy(update=told) == plain
+
+
+def test_digits_events_is_a_stream_of_events() -> None:
+    config = load_config(FOLDER / "digits-events.yaml")
+    assert (config.pooling, config.window, config.tet) == ("strided", "sliding", True)
+    assert (config.dvs_mode, config.input, config.in_channels, config.time_steps) == (True, "frames", 2, 8)
 
 
 def test_digits_and_its_stream_are_trained_alike() -> None:

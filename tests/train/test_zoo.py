@@ -15,9 +15,11 @@ from statten_deploy.train import Accuracy, evaluate, load_arrays, read_recipe
 from statten_deploy.train.scoring import evaluate_integers
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
-FLOATS = ["digits", "digits-stream"]
+FLOATS = ["digits", "digits-stream", "digits-events"]
 FOUR_BITS = ["digits-4bit", "digits-stream-4bit"]
 LIVE = ["q_lif", "k_lif", "v_lif", "attn_lif"]
+CORRECT = {"digits": 355, "digits-stream": 355, "digits-events": 353}
+"""Of 360 at least; with 4-bit weights at most four images fewer than the 355 of both float networks."""
 
 
 @pytest.fixture(scope="module", params=FLOATS + FOUR_BITS)
@@ -25,9 +27,9 @@ def shipped(request: pytest.FixtureRequest) -> tuple[str, Accuracy]:
     """Name and score: in integers where the checkpoint is made for them."""
     path = MODELS / f"zoo/{request.param}.ckpt"
     model, told = load_model(path), load_checkpoint(path).quantisation
-    x, y = load_arrays("digits", "test", model.config)
+    x, y = load_arrays(model.config.dataset, "test", model.config)
     assert y is not None
-    batches = [(torch.from_numpy(x), torch.from_numpy(y))]
+    batches = [(torch.from_numpy(x[i : i + 180]), torch.from_numpy(y[i : i + 180])) for i in (0, 180)]
     assert (told is None) is (request.param in FLOATS)
     if told is None:
         return request.param, evaluate(model, batches)
@@ -35,10 +37,9 @@ def shipped(request: pytest.FixtureRequest) -> tuple[str, Accuracy]:
 
 
 def test_accuracy_on_every_test_image(shipped: tuple[str, Accuracy]) -> None:
-    """Four bits cost at most four images of the 355 that both float networks get right."""
     name, score = shipped
     assert score.samples == 360
-    assert score.correct >= (355 if name in FLOATS else 351)
+    assert score.correct >= CORRECT.get(name, 351)
 
 
 def test_model_card_tells_the_truth(shipped: tuple[str, Accuracy]) -> None:
@@ -57,8 +58,10 @@ def test_model_card_tells_the_truth(shipped: tuple[str, Accuracy]) -> None:
 
 
 def test_attention_is_alive(shipped: tuple[str, Accuracy]) -> None:
-    rates = shipped[1].firing_rates
-    assert all(rates[f"block.0.attn.{layer}"] > 0.04 for layer in LIVE)
+    name, score = shipped
+    rates = score.firing_rates
+    least = 0.03 if name == "digits-events" else 0.04  # on events, values are spread by a 3x3 OR before they are used
+    assert all(rates[f"block.0.attn.{layer}"] > least for layer in LIVE)
     assert all(0.02 < rate < 0.6 for rate in rates.values())
 
 
