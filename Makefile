@@ -51,6 +51,7 @@ bench: setup
 	$(BIN)/python benchmarks/lava.py
 	$(BIN)/python benchmarks/runtime.py
 	$(BIN)/python benchmarks/circuits.py
+	$(BIN)/python benchmarks/events.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
