@@ -37,6 +37,7 @@ class LoopPlanner:
         outside = {s for ports in loop.inputs.values() for sources in ports for s in sources} - set(loop.names)
         self.start = max((planner.ready[source] for source in outside), default=0)
         self.before: dict[str, str] = {}
+        self.earlier: dict[str, str] = {}
         self.needed: set[str] = set()
         for name in reversed(loop.names):
             now = [reader for reader in self.after[name] if (name, reader) not in self.recurrent]
@@ -67,8 +68,17 @@ class LoopPlanner:
                 self.before[source] = self.planner.keep(source, self._present(source), self.start)
             else:
                 self.before[source] = f"{source}/again" if source in self.needed else source
-                self._add(source, self.before[source], self._previous)
+                self._add(source, self.before[source], partial(self._arrived, source))
         return self.before[source]
+
+    def _arrived(self, reader: str, source: str) -> str:
+        """What an edge carried a step ago; over a recurrent edge that was a step old then and is kept once more."""
+        previous = self._previous(source)
+        if (source, reader) not in self.recurrent:
+            return previous
+        if source not in self.earlier:
+            self.earlier[source] = self.planner.keep(previous, previous, self.start)
+        return self.earlier[source]
 
     def _remembers(self, name: str) -> bool:
         return name not in self.loop.names or isinstance(self.planner.graph.nodes[name], INTEGER_NEURONS)

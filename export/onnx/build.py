@@ -83,7 +83,7 @@ def build_onnx(
     refuse_unknown(graph, {nir.Input, nir.Output, *EMITTERS})
     time_steps, dt = _time(graph, time_steps, dt)
     verify(graph, dt=dt)
-    refuse_loops(graph)
+    refuse_loops(graph, dt)
     if layout == "stream":
         refuse_stream(graph)
     shapes = infer_shapes(graph)

@@ -9,6 +9,7 @@ import numpy as np
 from statten_deploy.errors import GraphError, UnsupportedError
 from statten_deploy.export.onnx.builder import Shape
 from statten_deploy.export.onnx.neurons import has_memory
+from statten_deploy.export.onnx.ops import passes_at_once
 from statten_deploy.ir.graph import input_names, part
 from statten_deploy.ir.nodes import STAttenAttention
 from statten_deploy.ir.schedule import loops, windows_in_loops
@@ -28,7 +29,7 @@ def refuse_unknown(graph: nir.NIRGraph, known: Container[type]) -> None:
         )
 
 
-def refuse_loops(graph: nir.NIRGraph) -> None:
+def refuse_loops(graph: nir.NIRGraph, dt: float = 1.0) -> None:
     """Loops are computed step by step: they need a neuron, and operations that look at one step at a time.
 
     Raises:
@@ -36,7 +37,9 @@ def refuse_loops(graph: nir.NIRGraph) -> None:
     """
     problems = windows_in_loops(graph)
     for names in loops(graph):
-        bare = [name for name in names if not has_memory(graph.nodes[name])]
+        bare = [
+            name for name in names if not has_memory(graph.nodes[name]) or passes_at_once(graph.nodes[name], dt).any()
+        ]
         if any(loops(part(graph, bare))):
             problems.append(f"{', '.join(bare)} (a loop without neurons: put neurons into it)")
     if problems:

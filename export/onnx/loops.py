@@ -2,7 +2,8 @@
 
 The body reads what comes from outside at the present step and what comes back from the step before. What comes back is
 kept where memory is, at the outputs of neurons; operations without memory on the way are computed from there, so that
-at the first step they give what they give in silence (`statten_deploy.ir.schedule.Loop`).
+at the first step they give what they give in silence (`statten_deploy.ir.schedule.Loop`). Where such an operation reads
+a recurrent edge itself, what it read a step ago was a step old already: that is kept one step longer.
 """
 
 from abc import ABC, abstractmethod
@@ -52,6 +53,8 @@ class LoopWriter(ABC, Generic[AnyBuilder, AnySignal]):
         """Sources outside that change over time, as the body sees them."""
         self.now: dict[str, AnySignal] = {}
         self.before: dict[str, AnySignal] = {}
+        self.earlier: dict[str, AnySignal] = {}
+        self.remembered: dict[str, AnySignal] = {}
 
     # what differs
 
@@ -90,9 +93,10 @@ class LoopWriter(ABC, Generic[AnyBuilder, AnySignal]):
         for name in self.loop.names:
             if name in self.needed:
                 self.now[name] = self._node(name, name, partial(self._arriving, name))
-        for source, signal in list(self.before.items()):  # what the next step will read as the step before
-            if self._remembers(source):
-                self.carry(self.declared(signal.value, signal), self.rest(source), self._value(source).value)
+        for source, signal in self.remembered.items():  # what the next step will read as the step before
+            self.carry(self.declared(signal.value, signal), self.rest(source), self._value(source).value)
+        for source, signal in self.earlier.items():
+            self.carry(self.declared(signal.value, signal), self.rest(source), self.before[source].value)
         results = [n for n in self.now if self._is_read_outside(n) or isinstance(self.graph.nodes[n], SPIKING)]
         return self._scan(f"{self.loop.names[0]}/loop", results)
 
@@ -147,21 +151,43 @@ class LoopWriter(ABC, Generic[AnyBuilder, AnySignal]):
     def _previous(self, source: str) -> AnySignal:
         """A source at the step before."""
         if source not in self.before:
-            if self._remembers(source):
-                self.before[source] = self.kept(source, self.b.unique(f"{source}/before"))
-            else:
-                written = self.b.unique(f"{source}/again") if source in self.needed else source
-                self.rename(source, written)
-                self.before[source] = self._node(source, written, lambda s: (f"{s}/before", self._previous(s)))
+            self.before[source] = self.previous(source)
         return self.before[source]
 
+    def previous(self, source: str) -> AnySignal:
+        """A source at the step before, where nobody has asked yet."""
+        return self.recall(source) if self._remembers(source) else self._again(source)
+
+    def recall(self, source: str) -> AnySignal:
+        """What a source gave at the step before, kept from there."""
+        self.remembered[source] = self.kept(source, self.b.unique(f"{source}/before"))
+        return self.remembered[source]
+
+    def _again(self, source: str) -> AnySignal:
+        """What a source without memory gave at the step before, computed from what it read there."""
+        written = self.b.unique(f"{source}/again") if source in self.needed else source
+        self.rename(source, written)
+        return self._node(source, written, partial(self._arrived, source))
+
+    def _arrived(self, reader: str, source: str) -> tuple[str, AnySignal]:
+        """What an edge carried a step ago; over a recurrent edge that was a step old then."""
+        if (source, reader) not in self.recurrent:
+            return f"{source}/before", self._previous(source)
+        if source not in self.earlier:  # no cycle: operations without memory have none among themselves
+            self.earlier[source] = replace(self._previous(source), value=self.b.unique(f"{source}/earlier"))
+        return f"{source}/earlier", self.earlier[source]
+
     def _node(self, name: str, written: str, arriving: Callable[[str], tuple[str, AnySignal]]) -> AnySignal:
-        inputs = [self._total([arriving(source) for source in sources]) for sources in self.loop.inputs[name]]
+        inputs = self._inputs(name, arriving)
         if self._remembers(name):
             return self.remember(name, written, inputs[0])
         node = self.graph.nodes[name]
         result: AnySignal = self.emitters[type(node)](self.body, written, node, *inputs)
         return result
+
+    def _inputs(self, name: str, arriving: Callable[[str], tuple[str, AnySignal]]) -> list[AnySignal]:
+        """The sum on each port of a node."""
+        return [self._total([arriving(source) for source in sources]) for sources in self.loop.inputs[name]]
 
     def _total(self, sources: list[tuple[str, AnySignal]]) -> AnySignal:
         body: Any = self.body
@@ -214,6 +240,19 @@ class FloatLoop(LoopWriter[Builder, Signal]):
                 part = self.body.aux("Mul", [part, self.b.floats(f"{name}.where_{d}", steps == d)], name, f"part_{d}")
             total = self.body.aux("Add", [total, part], name, "sum") if total else part
         return self.body.main("Identity", [total], name, x.shape, "steps")
+
+    def previous(self, source: str) -> Signal:
+        """Elements of a delay that are not delayed have no memory."""
+        at_once = ops.passes_at_once(self.graph.nodes[source], self.b.dt)
+        if source not in self.loop.names or not at_once.any():
+            return super().previous(source)
+        (x,) = self._inputs(source, partial(self._arrived, source))
+        if at_once.all():
+            return x
+        late = self.recall(source)
+        where = self.b.floats(f"{source}.at_once", at_once)
+        where = self.b.aux("Cast", [where], source, "at_once", to=TensorProto.BOOL)
+        return replace(x, value=self.body.aux("Where", [where, x.value, late.value], source, "again"))
 
     def kept(self, source: str, value: str) -> Signal:
         return Signal(value, self.b.shapes[source], "steps")

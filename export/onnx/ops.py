@@ -207,6 +207,11 @@ def delay_steps(delay: Array, dt: float) -> Array:
     return np.rint(np.asarray(delay, dtype=np.float64) / dt).astype(np.int64)
 
 
+def passes_at_once(node: nir.NIRNode, dt: float) -> Array:
+    """Which elements of a delay are not delayed; of other nodes none."""
+    return delay_steps(node.delay, dt) == 0 if isinstance(node, nir.Delay) else np.zeros((), dtype=np.bool_)
+
+
 def emit_delay(b: Builder, name: str, node: nir.Delay, x: Signal) -> Signal:
     """``y[t] = x[t - d]``, 0 before; elements may have delays of their own."""
     x, steps = b.stepped(x), delay_steps(node.delay, b.dt)

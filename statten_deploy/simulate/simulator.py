@@ -19,12 +19,15 @@ from statten_deploy.ir.integer import is_quantised
 from statten_deploy.ir.nodes import STAttenAttention
 from statten_deploy.ir.schedule import Loop, Signal, Sum, make_schedule, makes
 from statten_deploy.ir.shapes import Shape, infer_shapes
-from statten_deploy.ir.verify import SPIKING, STATEFUL, time_step, verify
+from statten_deploy.ir.verify import SPIKING, time_step, verify
 from statten_deploy.simulate.device import full_float32, usable_device
 from statten_deploy.simulate.operators import OPERATORS, Context, Operator
 
 ACTIVATION_BUDGET = 256 * 2**20
 """Bytes of live signals that the automatic micro-batch stays below (one sample at a time is the least)."""
+
+NEURONS = (nir.LIF, nir.CubaLIF, nir.IF, nir.LI, nir.CubaLI, nir.I)
+"""Nodes with a membrane: before the first step it is at rest."""
 
 Signals = dict[Signal, Tensor]
 
@@ -93,8 +96,8 @@ class Simulator:
     An acyclic graph runs layer by layer: each node once, on a block [T, B, ...], vectorised over everything but time.
     The nodes of a loop run step by step with the same operators; inside a loop, order is depth first from the node
     where a signal enters it, and the edges against that order (the recurrent ones) arrive one step later: at the first
-    step with what their source gives in silence, such as the bias of recurrent weights. Several edges into one port are
-    added left to right in edge order.
+    step with what their source gives in silence: the bias of recurrent weights, the rest of an integrator. Several
+    edges into one port are added left to right in edge order.
 
     Args:
         graph: any graph that `statten_deploy.ir.verify` accepts; nested stock graphs are inlined.
@@ -226,17 +229,24 @@ class Simulator:
         return {(name,): values for name, values in history.items()}
 
     def _silence(self, loop: Loop, batch: int) -> dict[str, Tensor]:
-        """What the nodes of a cycle give before the first step: nothing arrives from outside, no neuron has fired."""
+        """What the nodes of a cycle give before the first step: nothing arrives from outside, no neuron has fired.
+
+        Integrators are at rest. What has no memory is computed from there; delays hold nothing, but those of no steps.
+        """
 
         def zeros(name: str) -> Tensor:
             return torch.zeros((1, batch, *self.shapes[name]), device=self.device)
 
         quiet = {name: zeros(name) for name in loop.names}
-        nodes = {name: self.graph.nodes[name] for name in loop.names}
-        silent = {name for name, node in nodes.items() if isinstance(node, SPIKING) and isinstance(node, STATEFUL)}
-        if any(source not in silent for source, _ in loop.recurrent):
+        neurons = {name for name in loop.names if isinstance(self.graph.nodes[name], NEURONS)}
+        for name in neurons:
+            node = self.graph.nodes[name]
+            if not isinstance(node, SPIKING):
+                rest = np.asarray(getattr(node, "v_leak", 0), dtype=np.float32)
+                quiet[name] += torch.from_numpy(rest).to(self.device)
+        if any(source not in neurons for source, _ in loop.recurrent):
             for name in loop.names:
-                if name not in silent:
+                if name not in neurons:
                     inputs = [
                         reduce(torch.add, [quiet.get(s, zeros(s)) for s in sources]) for sources in loop.inputs[name]
                     ]

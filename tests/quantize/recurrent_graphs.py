@@ -70,6 +70,20 @@ def recurrent(rng: np.random.Generator, neuron: str, *, spatial: bool = False) -
     return graph(nodes, edges)
 
 
+def tangled(rng: np.random.Generator, neuron: str = "lif") -> nir.NIRGraph:
+    """Recurrent edges into weights of several inputs and out of the same weights: a[t] reads W (a[t-1] + b[t-2])."""
+    kinds = {"lif": lambda: lif((4,), threshold=0.375), "cuba": lambda: cuba((4,), r=2, w_in=2, threshold=0.5)}
+
+    def weights(into: int = 4) -> nir.NIRNode:
+        return nir.Affine(eighths(rng, 4, into), eighths(rng, 4))
+
+    nodes: dict[str, nir.NIRNode] = {"input": inp(5), "in": weights(5), "a": kinds[neuron](), "both": weights()}
+    nodes |= {"b": kinds[neuron](), "more": weights(), "head": weights(), "logits": out(4)}
+    edges = [("input", "in"), ("in", "a"), ("a", "both"), ("both", "b"), ("b", "both"), ("both", "a"), ("b", "head")]
+    edges += [("a", "more"), ("b", "more"), ("more", "a"), ("more", "b"), ("head", "logits")]
+    return graph(nodes, edges)
+
+
 LATE = {("back", "a"), ("self", "a")}
 """The edges of `recurrent` that are read a step later."""
 

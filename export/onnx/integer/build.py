@@ -39,7 +39,7 @@ from statten_deploy.ir.integer import (
     TemporalSum,
 )
 from statten_deploy.ir.nodes import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TokenMaxPool
-from statten_deploy.ir.schedule import Loop, Run, Sum, make_schedule
+from statten_deploy.ir.schedule import Loop, Run, Sum, loops, make_schedule
 from statten_deploy.ir.shapes import infer_shapes
 from statten_deploy.ir.verify import time_step, verify
 
@@ -163,6 +163,7 @@ def _biases_in_products(
     feeds, through max-pools at most (``max(x) + b = max(x + b)``); nothing may come between ``a << 6`` and the bias.
     """
     after = successors(graph)
+    looped = {name for names in loops(graph) for name in names}
     biases: dict[str, NDArray[np.int64]] = {}
     layers: set[str] = set()
     for name, plan in b.plans.items():
@@ -170,6 +171,8 @@ def _biases_in_products(
         bias = neuron_bias(node).reshape(-1)
         source = _only_source(graph, name, into, after)
         if source is None or plan.wraps or plan.du != NO_SYNAPTIC_MEMORY or node.input_exponent or not bias.any():
+            continue
+        if source in looped and after[source] != [name]:  # an edge to the pool may be recurrent: it starts with 0
             continue
         if GAIN * b.ranges[source].magnitude + int(np.abs(bias).max()) < 1 << 24:
             biases[source] = bias

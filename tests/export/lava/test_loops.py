@@ -13,7 +13,7 @@ from statten_deploy.export.lava.plan import make_plan
 from statten_deploy.fixed_point.runner import IntegerRunner, real_outputs
 from statten_deploy.ir import STAttenAttention, TemporalMean
 from statten_deploy.quantize import QuantizeOptions, quantize
-from tests.quantize.recurrent_graphs import events, integrator, recurrent, rough
+from tests.quantize.recurrent_graphs import events, integrator, recurrent, rough, tangled
 from tests.quantize.test_other_graphs import conv, cuba, eighths, graph, inp, lif, out
 
 
@@ -43,6 +43,16 @@ def test_a_recurrent_network_sample_after_sample(tmp_path: Path) -> None:
     subject.nodes["in"].weight += np.float32(0.4)
     quantised = quantize(without(subject, "spikes"), QuantizeOptions(6))
     agree(quantised, events(rng, subject, 5), tmp_path / "b", batch=2)
+
+
+def test_weights_between_two_recurrent_edges(tmp_path: Path) -> None:
+    """What they read a step ago was a step old already, and nothing at the first step of each sample."""
+    rng = np.random.default_rng(1)
+    subject = tangled(rng)
+    quantised = quantize(subject, QuantizeOptions(8))
+    names = {node["name"] for node in make_plan(quantised).document["nodes"]}
+    assert "b/previous/previous" in names
+    agree(quantised, events(rng, subject, 4), tmp_path / "b", batch=2)
 
 
 def test_a_loop_that_starts_late_and_a_mean_of_membranes(tmp_path: Path) -> None:

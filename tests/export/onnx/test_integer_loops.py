@@ -12,6 +12,7 @@ from statten_deploy.errors import UnsupportedError
 from statten_deploy.export.onnx.integer import build_integer_onnx
 from statten_deploy.ir.integer import IntegerLI, IntegerLIF
 from statten_deploy.quantize import QuantizeOptions, quantize
+from statten_deploy.simulate.integer import TorchIntegerRunner
 from tests.export.onnx.integer_harness import (
     OFF,
     agree,
@@ -24,7 +25,7 @@ from tests.export.onnx.integer_harness import (
     linear,
     with_hints,
 )
-from tests.quantize.recurrent_graphs import events, readout, recurrent, rough
+from tests.quantize.recurrent_graphs import events, readout, recurrent, rough, tangled
 
 RUNS = (in_onnxruntime(), in_onnxruntime(OFF), in_reference)
 
@@ -38,6 +39,20 @@ def test_recurrent_networks(neuron: str, bits: int, spatial: bool) -> None:
     found = agree(quantize(subject, QuantizeOptions(bits)), events(rng, subject), *RUNS)
     assert found.spikes["a"].any()
     assert found.membranes["li"].any()
+
+
+@pytest.mark.parametrize("neuron", ["lif", "cuba"])
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_between_two_recurrent_edges(neuron: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    subject = tangled(rng, neuron)
+    quantised = quantize(subject)
+    x = events(rng, subject)
+    found = agree(quantised, x, *RUNS)
+    assert found.spikes["a"].any()
+    other = TorchIntegerRunner(quantised).run(x, spikes=True)
+    for name, spikes in found.spikes.items():
+        np.testing.assert_array_equal(other.spikes[name], spikes)
 
 
 def test_an_image_held_over_all_steps() -> None:

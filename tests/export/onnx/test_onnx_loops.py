@@ -147,10 +147,83 @@ def test_a_neuron_that_feeds_itself_and_layers_around_the_loop() -> None:
     assert_equal(graph(nodes, edges), frames(rng, 3, 6, 4), 6)
 
 
-@settings(max_examples=15, deadline=None)
+def crossed(rng: np.random.Generator) -> nir.NIRGraph:
+    """Recurrent edges into weights and out of the same weights: l1[t] reads W (l1[t-1] + l2[t-2]) + b."""
+    nodes = {"x": inp(3), "in": affine(rng, 3, 3), "l1": lif(3, threshold=0.375), "a2": affine(rng, 3, 3)}
+    nodes |= {"l2": lif(3, threshold=0.375), "y": out(3), "current": out(3)}
+    edges = [("x", "in"), ("in", "l1"), ("l1", "a2"), ("a2", "l2"), ("l2", "a2"), ("a2", "l1"), ("l2", "y")]
+    return graph(nodes, [*edges, ("a2", "current")])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weights_between_two_recurrent_edges(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    assert_equal(crossed(rng), frames(rng, 3, 8, 3), 8, rates=False)
+
+
+def test_what_arrives_two_steps_late() -> None:
+    """By hand: l2 fires at step 0 only and reaches l1 through two recurrent edges, at step 2."""
+    one = {"l1": lif(1, threshold=0.75, tau_steps=1.0), "l2": lif(1, threshold=0.75, tau_steps=1.0)}
+    weights = nir.Affine(ones(1, 1), ones(1) * 0)
+    nodes = {"x": inp(1), "l1": one["l1"], "a2": weights, "l2": one["l2"], "y": out(1)}
+    edges = [("x", "l1"), ("l1", "a2"), ("a2", "l2"), ("l2", "a2"), ("a2", "l1"), ("l1", "y")]
+    x = np.array([1, -1, 0, 0], dtype=F32).reshape(1, 4, 1)
+    model = assert_equal(graph(nodes, edges), x, 4, rates=False)
+    # a2 = l1[t] + l2[t-1]: 1, 1, 2, 2; l1 = x[t] + a2[t-1] > 0.75: 1, 0, 1, 1
+    assert run(model, {"x": x})["y"].ravel().tolist() == [1, 0, 1, 1]
+
+
+def closed_by(node: nir.NIRNode, bias: float, threshold: float) -> nir.NIRGraph:
+    """A neuron, weights that are nothing but a bias, and a node behind them that closes the loop."""
+    nodes = {"x": inp(2), "l": lif(2, threshold=threshold, tau_steps=1.0), "y": out(2), "z": out(2)}
+    nodes |= {"b": nir.Affine(ones(2, 2) * 0, ones(2) * F32(bias)), "last": node}
+    edges = [("x", "l"), ("l", "b"), ("b", "last"), ("last", "l"), ("l", "y"), ("last", "z")]
+    return graph(nodes, edges)
+
+
+def leaky(v_leak: float) -> nir.LI:
+    return nir.LI(ones(2) * F32(2e-4), ones(2), ones(2) * F32(v_leak))
+
+
+def current_based(v_leak: float) -> nir.CubaLI:
+    return nir.CubaLI(ones(2) * F32(2e-4), ones(2) * F32(2e-4), ones(2), ones(2) * F32(v_leak))
+
+
+def delay(*steps: int) -> nir.Delay:
+    return nir.Delay(np.array(steps, dtype=F32) * F32(DT))
+
+
+CLOSING = {
+    "LI": (leaky(0), [[0, 0], [1, 1], [1, 1]]),
+    "LI at rest": (leaky(0.5), [[1, 1], [1, 1], [1, 1]]),
+    "CubaLI": (current_based(0), [[0, 0], [0, 0], [1, 1]]),
+    "CubaLI at rest": (current_based(0.5), [[1, 1], [1, 1], [1, 1]]),
+    "I": (nir.I(ones(2) * F32(0.5 / DT)), [[0, 0], [1, 1], [1, 1]]),
+    "Delay": (delay(1, 2), [[0, 0], [0, 0], [1, 0]]),
+    "Delay of no steps": (delay(0, 0), [[1, 1], [1, 1], [1, 1]]),
+    "Delay of some steps": (delay(0, 1), [[1, 0], [1, 0], [1, 1]]),
+}
+
+
+@pytest.mark.parametrize("kind", CLOSING)
+def test_what_closes_a_loop_starts_at_rest(kind: str) -> None:
+    """The bias in front of it decides about spikes from the step on at which it has passed, never sooner."""
+    node, expected = CLOSING[kind]
+    x = np.zeros((1, 3, 2), dtype=F32)
+    model = assert_equal(closed_by(node, 1.0, 0.3125), x, 3, rates=False)
+    assert run(model, {"x": x})["y"][0].tolist() == expected
+
+
+def test_a_loop_of_delays_that_do_not_delay_is_refused() -> None:
+    network = graph({"x": inp(2), "d": delay(0, 1), "y": out(2)}, [("x", "d"), ("d", "d"), ("d", "y")])
+    with pytest.raises(UnsupportedError, match=r"d \(a loop without neurons: put neurons into it\)"):
+        build_onnx(network, time_steps=4, dt=DT)
+
+
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), layers=st.integers(1, 4), steps=st.integers(1, 5))
 def test_random_loops(seed: int, layers: int, steps: int) -> None:
-    """Layers with all kinds of edges between them, forward and back, through weights and directly."""
+    """Layers with all kinds of edges between them: through weights of several inputs and outputs and chains of them."""
     rng = np.random.default_rng(seed)
     nodes: dict[str, nir.NIRNode] = {"x": inp(3), "y": out(3)}
     edges = [("x", "l0"), (f"l{layers - 1}", "y")]
@@ -162,6 +235,11 @@ def test_random_loops(seed: int, layers: int, steps: int) -> None:
         source, target = (f"l{rng.integers(layers)}" for _ in range(2))
         nodes[f"w{number}"] = affine(rng, 3, 3)
         edges += [(source, f"w{number}"), (f"w{number}", target)]
+        for other in rng.choice([*(f"l{index}" for index in range(layers)), *(f"w{i}" for i in range(number))], 2):
+            edges.append((str(other), f"w{number}"))  # from neurons and from weights before: no loop without neurons
+            if other[0] == "l" and rng.random() < 0.5:
+                edges.append((f"w{number}", str(other)))
+    edges = list(dict.fromkeys(edges))
     assert_equal(graph(nodes, edges), frames(rng, 2, steps, 3), steps, rates=False)
 
 
