@@ -1,0 +1,138 @@
+"""The event pipeline: answers, energy within its bounds, and what happens when the consumer is too slow."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from statten_deploy.compare.executors import GraphExecutor
+from statten_deploy.energy import EnergyCounter, energy, load_profile
+from statten_deploy.events import SimulatedCamera, frames_by_number
+from statten_deploy.source import load_source
+from statten_deploy.train.data.digits_events import digit_recordings
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples/edge_pipeline.py"
+CHECKPOINT = ROOT / "models/zoo/digits-events.ckpt"
+SENSOR = (32, 32)
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("edge_pipeline", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["edge_pipeline"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["edge_pipeline"]
+
+
+@pytest.fixture(scope="module")
+def model(example, tmp_path_factory):
+    path = tmp_path_factory.mktemp("edge") / "digits-events.onnx"
+    assert example.main(["--model", str(path), "--prepare", str(CHECKPOINT)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    found, labels = digit_recordings("test")
+    return [found[i] for i in range(3)], labels[:3].tolist()
+
+
+def test_a_patient_consumer_loses_nothing(example, model, recordings):
+    pipeline = example.open_pipeline(model, SENSOR, 400)
+    feed = example.Feed(SimulatedCamera(recordings[0], seed=0), 100_000)
+    answers = list(pipeline.run(feed))
+    assert {answer.recording: answer.label for answer in answers} == dict(enumerate(recordings[1]))
+    assert all(answer.steps == len(answer.latencies) == 8 and answer.lost == 0 for answer in answers)
+    assert feed.lost_events == feed.lost_chunks == 0
+    energies = np.array([answer.energy_pj for answer in answers])
+    assert (np.diff(energies, axis=0) > 0).all()
+    assert (np.diff(energies, axis=1) > 0).all()  # lowest < expected < highest
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_slow_consumer_loses_what_it_does_not_take_and_knows_how_much(example, model, recordings, size):
+    """The network's first frame takes until the camera has sent everything."""
+    finished = threading.Event()
+
+    def camera():
+        yield from SimulatedCamera(recordings[0], chunk_us=60_000, speed=1e6)
+        finished.set()
+
+    pipeline = example.open_pipeline(model, SENSOR, 400)
+    push = pipeline.stream.push
+
+    def slowly(frame):
+        assert finished.wait(60)
+        return push(frame)
+
+    pipeline.stream.push = slowly
+    feed = example.Feed(camera(), size)
+    answers = list(pipeline.run(feed))
+    assert feed.lost_events > 0
+    assert 1 <= feed.deepest <= size
+    assert sum(answer.lost for answer in answers) == feed.lost_events
+    computed = sum(len(events) for events in recordings[0]) - feed.lost_events - pipeline.unused
+    assert 0 < computed <= 8 * 400 * len(answers)
+    assert answers[0].recording == 0  # its last transfer was lost
+    assert answers[0].steps < 8
+
+
+def test_a_camera_that_fails_is_not_silence(example, model, recordings):
+    def camera():
+        yield next(iter(SimulatedCamera(recordings[0])))
+        raise OSError("unplugged")
+
+    with pytest.raises(OSError, match="unplugged"):
+        list(example.open_pipeline(model, SENSOR, 400).run(example.Feed(camera(), 8)))
+
+
+def test_the_exact_energy_is_within_the_bounds_and_near_the_estimate(example, model, recordings):
+    x = np.stack([frames_by_number(events, 8, (16, 16)) for events in recordings[0]]).astype(np.float32)
+    graph = load_source(CHECKPOINT).graph
+    spikes = GraphExecutor(graph).run(x).spikes
+    counter = EnergyCounter(graph, input="events")
+    counter.update(spikes, x)
+    exact = energy(counter.counts(), load_profile("loihi1")).total_pj * len(x)
+    meter = example.Meter(json.loads(example.table_path(model).read_text()))
+    totals = {name: int(value.sum()) for name, value in spikes.items()}
+    meter.add(totals, x.shape[0] * x.shape[1], int(np.count_nonzero(x)))
+    lowest, expected, highest = meter.total
+    assert lowest < exact < highest
+    assert expected == pytest.approx(exact, rel=0.03)
+
+
+def test_on_the_device_an_event_file_needs_no_torch(model, recordings, tmp_path):
+    events = recordings[0][0]
+    path = tmp_path / "recording.npz"
+    np.savez(path, t=events.t, x=events.x, y=events.y, p=events.p, width=32, height=32)
+    arguments = [str(EXAMPLE), "--model", str(model), "--events", str(path), "--queue", "1000"]
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print({'torch', 'sklearn', 'nir', 'onnx'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, *_, energies, heavy = done.stdout.splitlines()
+    assert first.startswith(f"recording 0: label {recordings[1][0]}, 8 frames, latency ")
+    assert first.endswith(" 0 events lost")
+    assert energies.endswith("dynamic only, no static power")
+    assert heavy == "set()"
+
+
+def test_what_is_missing_is_said_in_one_line(example, model, tmp_path, capsys):
+    lonely = tmp_path / "lonely.onnx"
+    lonely.write_bytes(model.read_bytes())
+    assert example.main(["--model", str(lonely), "--camera", "--recordings", "1"]) == 2
+    assert "lonely.energy.json: no readable energy table; write it with --prepare" in capsys.readouterr().err
+    assert example.main(["--model", str(model), "--camera", "--recordings", "0"]) == 2
+    assert "--recordings 0: expected 1 to 360" in capsys.readouterr().err
