@@ -10,7 +10,7 @@ import numpy as np
 from statten_deploy.compare.executors import Executor, OnnxExecutor, OnnxIntegerExecutor
 from statten_deploy.compare.integers import LavaExecutor, NetxExecutor
 from statten_deploy.compare.norse import NorseExecutor
-from statten_deploy.compare.verify import predicted_classes
+from statten_deploy.compare.tally import classes_of
 from statten_deploy.errors import InputError
 from statten_deploy.export.artefact import read_sidecar
 from statten_deploy.source import load_source
@@ -18,8 +18,6 @@ from statten_deploy.train.data import InputSpec, load_arrays
 
 Backend = Literal["own", "norse"]
 BATCH = 32
-CLASSES_RANK = 3
-"""Of an output with one value per class: [batch, classes] or [batch, T, classes]; a feature map has more axes."""
 
 
 @dataclass
@@ -84,9 +82,9 @@ def evaluate(
     sites: dict[str, int] = {}
     for start in range(0, len(x), BATCH):
         execution = executor.run(x[start : start + BATCH])
-        output = next(iter(execution.outputs.values()))
-        if output.ndim <= CLASSES_RANK:
-            predictions += predicted_classes(output).tolist()
+        predicted = classes_of(execution)
+        if predicted is not None:
+            predictions += predicted.tolist()
         for name, layer in execution.spikes.items():
             spikes[name] = spikes.get(name, 0) + int(np.count_nonzero(layer))
             sites[name] = sites.get(name, 0) + layer.size
