@@ -90,6 +90,7 @@ class Meter:
     def __init__(self, table: dict) -> None:
         try:
             self.profile, self.step = table["profile"], float(table["pj_per_step"])
+            self.not_included = "; ".join(table["not_included"])
             self.per_input_event = np.array(table["pj_per_input_event"], float)
             self.per_spike = {name: np.array(cost, float) for name, cost in table["pj_per_spike"].items()}
         except (KeyError, TypeError, ValueError, AttributeError):
@@ -201,7 +202,8 @@ def energy_table(checkpoint: Path, profile_name: str, recordings: int = 16) -> d
     counter = EnergyCounter(source.graph, input="events")
     counter.update(spikes, x)
     graph, shapes, into = counter.graph, counter.shapes, counter.into
-    report = {layer.name: layer for layer in energy(counter.counts(), profile).layers}
+    whole = energy(counter.counts(), profile)
+    report = {layer.name: layer for layer in whole.layers}
     fired = {name: int(value.sum()) for name, value in spikes.items() if name in graph.nodes}
     entrance = next(name for name, node in graph.nodes.items() if type(node).__name__ == "Input")
     fired[entrance] = int(np.count_nonzero(x))
@@ -269,6 +271,7 @@ def energy_table(checkpoint: Path, profile_name: str, recordings: int = 16) -> d
         "profile": profile.name,
         "title": profile.title,
         "recordings": recordings,
+        "not_included": list(whole.not_included),
         "pj_per_step": fixed,
         "pj_per_input_event": cost.pop(entrance).tolist(),
         "pj_per_spike": {name: value.tolist() for name, value in cost.items()},
@@ -374,10 +377,11 @@ def play(options: argparse.Namespace) -> None:
     print(f"queue: {feed.lost_events} events in {feed.lost_chunks} refused transfers; at most {feed.deepest} waited")
     dropped = pipeline.binner.dropped
     print(f"frames: {dropped.late} events late, {dropped.outside} outside; {pipeline.unused} after the answer")
+    meter = pipeline.meter
     print(
-        f"energy: {microjoules(pipeline.meter.total)} on {pipeline.meter.profile}: an estimate from spike counts, "
-        "between bounds (borders, gates, attention); dynamic only, no static power"
+        f"energy: {microjoules(meter.total)} on {meter.profile}, dynamic only: an estimate from spike counts, in bounds"
     )
+    print(f"not included: {meter.not_included}")
 
 
 def main(arguments: list[str] | None = None) -> int:
