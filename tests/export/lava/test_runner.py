@@ -30,7 +30,7 @@ def x(integer_network) -> np.ndarray:
     return integer_network("sdt", depth=1)[1]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -248,7 +248,7 @@ def test_nothing_outlives_the_calling_process(bundle: Path, x: np.ndarray, tmp_p
     np.savez(tmp_path / "frames.npz", x=np.repeat(x, 300, 0))
     caller, family = started(tmp_path, CALLER, str(bundle), str(tmp_path / "frames.npz"))
     caller.send_signal(number)
-    assert caller.wait(30) != 0
+    assert caller.wait(120) != 0
     wait_for(lambda: processes_of(tmp_path) == {})
     wait_for(lambda: not any(Path(name).exists() for names in family.values() for name in names))
 
@@ -261,7 +261,7 @@ def test_nothing_outlives_run_py(bundle: Path, x: np.ndarray, tmp_path: Path, nu
     code = "import os, sys; os.execv(sys.executable, [sys.executable, '-B', *sys.argv[1:]])"
     process, family = started(tmp_path, code, *arguments, "--batch", "1")
     os.kill(process.pid, number)
-    assert process.wait(30) == (143 if number == signal.SIGTERM else -number)
+    assert process.wait(120) == (143 if number == signal.SIGTERM else -number)
     wait_for(lambda: processes_of(tmp_path) == {})
     wait_for(lambda: not any(Path(name).exists() for names in family.values() for name in names))
     assert not list(tmp_path.glob("*out.npz*"))

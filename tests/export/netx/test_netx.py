@@ -345,7 +345,7 @@ def session_of(path: Path) -> dict[int, int]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -379,7 +379,7 @@ def test_nothing_outlives_the_calling_process(
         assert shared
         assert list(Path(scratch).glob("statten-netx-*"))
         caller.send_signal(number)
-        assert caller.wait(30) == -number
+        assert caller.wait(120) == -number
         wait_for(lambda: session_of(path) == {})
         assert list(Path(scratch).iterdir()) == []
         assert not any(Path(name).exists() for name in shared)
