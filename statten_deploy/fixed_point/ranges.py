@@ -147,17 +147,23 @@ def membranes(node: IntegerLI, a: Interval, steps: int) -> Interval:
     """Bounds of the membranes of integrators over so many steps; saturation bounds them in any case."""
     bias = shift(node.bias_mantissa, node.bias_exponent).reshape(-1)
     kept, recalled = (1 << DECAY_BITS) - node.dv, NO_SYNAPTIC_MEMORY - node.du
-    half = 1 << (STATE_BITS - 1)
     zeros = np.zeros(node.shape[0], dtype=np.int64)
     v = u = seen = Interval(zeros, zeros)
     for _ in range(steps):
         u = Interval(truncate(u.low * recalled), truncate(u.high * recalled)) + a.shifted(CURRENT_SHIFT)
-        over = (u.low <= -half) | (u.high > half)  # a wrap can lead anywhere
-        u = Interval(np.where(over, 1 - half, u.low), np.where(over, half, u.high))
+        u = wrapped(u)
         low, high = truncate(v.low * kept) + u.low + bias, truncate(v.high * kept) + u.high + bias
         v = Interval(np.clip(low, -STATE_MAX, STATE_MAX), np.clip(high, -STATE_MAX, STATE_MAX))
         seen = Interval(np.minimum(seen.low, v.low), np.maximum(seen.high, v.high))
     return seen
+
+
+def wrapped(u: Interval) -> Interval:
+    """Bounds after one turn of the register, which may not be enough; channels that stay inside it keep theirs."""
+    half, full = 1 << (STATE_BITS - 1), 1 << STATE_BITS
+    over = (u.high > half) | (u.low <= -half)
+    low, high = np.minimum(u.low + full, 1 - half), np.maximum(u.high - full, half)
+    return Interval(np.where(over, low, u.low), np.where(over, high, u.high))
 
 
 def _sum_pool(node: IntegerSumPool2d, ports: list[Interval], given: Shape, gives: Shape, steps: int) -> Interval:

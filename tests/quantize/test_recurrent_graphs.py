@@ -5,6 +5,8 @@ from typing import Any
 import nir
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from statten_deploy.errors import UnsupportedError
 from statten_deploy.fixed_point.arithmetic import STATE_MAX
@@ -12,7 +14,7 @@ from statten_deploy.fixed_point.observe import observe
 from statten_deploy.fixed_point.ranges import integer_ranges
 from statten_deploy.fixed_point.runner import IntegerRunner, real_outputs
 from statten_deploy.ir import TemporalMean
-from statten_deploy.ir.integer import IntegerLI
+from statten_deploy.ir.integer import InputEncoder, IntegerLI, IntegerLinear
 from statten_deploy.quantize import QuantizeOptions, quantisation_report, quantize
 from statten_deploy.simulate import Simulator
 from tests.fixed_point.slow_network import run_loops_slowly
@@ -171,6 +173,27 @@ def test_membranes_stay_inside_their_bounds_or_are_said_to_saturate() -> None:
     assert layers["calibrated"].saturations == 0
     value = real_outputs(calibrated, IntegerRunner(calibrated).run(x).outputs)["logits"]
     np.testing.assert_allclose(value[0, :, 0], 50 * np.arange(1, 41), rtol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    dv=st.sampled_from([0, 1000, 2048, 4096]),
+    du=st.sampled_from([500, 2047, 4095]),
+    bias=st.sampled_from([0, 1 << 14, 1 << 17, -(1 << 18)]),
+)
+def test_no_membrane_is_beyond_its_range(seed: int, dv: int, du: int, bias: int) -> None:
+    """Also where every current is so large that it wraps to the other sign."""
+    rng = np.random.default_rng(seed)
+    zeros = np.zeros(3, dtype=np.int64)
+    weights = IntegerLinear(rng.integers(-127, 128, (3, 4)), zeros, zeros + bias, np.ones(3))
+    node = IntegerLI(dv, rng.integers(-4095, 4096, 3), zeros + 5, np.ones(3), (3,), du=du)
+    nodes = {"x": inp(4), "e": InputEncoder(np.ones(4), np.zeros(4)), "w": weights, "li": node, "y": out(3)}
+    subject = graph(nodes)
+    bounds = integer_ranges(subject)[0]["li"]
+    found = IntegerRunner(subject).run(rng.integers(0, 256, (4, STEPS, 4)).astype(np.float32)).outputs["y"]
+    assert (bounds.low <= found.min((0, 1))).all()
+    assert (found.max((0, 1)) <= bounds.high).all()
 
 
 def test_biases_in_front_of_synaptic_memories_belong_to_the_weights() -> None:

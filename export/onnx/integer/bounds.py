@@ -15,7 +15,7 @@ from statten_deploy.fixed_point.arithmetic import (
     shift,
     truncate,
 )
-from statten_deploy.fixed_point.ranges import Interval
+from statten_deploy.fixed_point.ranges import Interval, wrapped
 from statten_deploy.ir.integer import IntegerLI, IntegerLIF
 
 FloatType = type[np.float32] | type[np.float64]
@@ -108,13 +108,6 @@ def neuron_bias(node: IntegerLIF | IntegerLI) -> Int:
 def odd_part(factor: int) -> int:
     """`factor` without its powers of two: only this multiplies the significant bits of a product."""
     return factor // (factor & -factor) if factor else 0
-
-
-def wrapped(u: Interval) -> Interval:
-    """Bounds after one turn of the register; channels that stay inside it keep theirs."""
-    over = (u.high > HALF) | (u.low <= -HALF)
-    low, high = np.minimum(u.low + FULL, 1 - HALF), np.maximum(u.high - FULL, HALF)
-    return Interval(np.where(over, low, u.low), np.where(over, high, u.high))
 
 
 def _decayed(x: Interval, factor: int) -> Interval:
