@@ -256,7 +256,8 @@ def _quantize_options(source: Source, target: Target, options: ExportOptions) ->
         raise InputError(
             f"--granularity {granularity}: --target {target} has one scale per {' or '.join(spec.granularities)}"
         )
-    bits = options.bits or (trained.bits if trained else QuantizeOptions().bits)
+    usual_bits = trained.bits if trained else QuantizeOptions().bits
+    bits = usual_bits if options.bits is None else options.bits
     return QuantizeOptions(bits, granularity, spec.shifts)
 
 

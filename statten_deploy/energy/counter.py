@@ -26,6 +26,7 @@ from statten_deploy.energy.signals import (
     Values,
     joined,
     kinds,
+    widened,
 )
 from statten_deploy.errors import ConfigError, InputError, UnsupportedError
 from statten_deploy.ir import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TokenMaxPool
@@ -272,7 +273,7 @@ class _Batch:
     def merged(self, sources: list[str]) -> Values:
         """The sum of everything that arrives from `sources`."""
         first, *others = (stream for source in sources for stream in self.streams(source))
-        total = first.astype(np.int64) if others else first
+        total = widened(first) if others else first
         for other in others:
             total = total + other
         return total

@@ -105,7 +105,12 @@ def _largest(node: Any, shape: Shape, x: Values) -> Values:
 
 
 def _sum(node: Any, shape: Shape, x: Values) -> Values:
-    return np.asarray(_windows(x.astype(np.int64), node).sum((-2, -1)))
+    return np.asarray(_windows(widened(x), node).sum((-2, -1)))
+
+
+def widened(x: Values) -> Values:
+    """Spikes as numbers that add up; values that a Scale made are numbers already, fractions among them."""
+    return x if np.issubdtype(x.dtype, np.floating) else x.astype(np.int64)
 
 
 def _integer_sum(node: IntegerSumPool2d, shape: Shape, x: Values) -> Values:

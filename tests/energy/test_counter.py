@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import nir
 import numpy as np
 import pytest
@@ -426,3 +428,20 @@ class TestRefusals:
         counter = EnergyCounter(self.graph(), input="image")
         counter.update(self.spikes() | {"extra": np.zeros(3)})
         assert counter.counts().spikes == 0
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5, -0.25])
+def test_scaled_spikes_stay_events_behind_a_pool(factor: float) -> None:
+    one = np.ones((1, 4, 4), dtype=np.float32)
+    nodes = {
+        "input": nir.Input({"input": np.array([1, 4, 4])}),
+        "lif": nir.LIF(one * np.float32(2e-4), one, one * 0, one / 2),
+        "scale": nir.Scale(one * np.float32(factor)),
+        "pool": nir.SumPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0])),
+        "conv": nir.Conv2d((2, 2), np.ones((3, 1, 1, 1), np.float32), 1, 0, 1, 1, np.zeros(3, np.float32)),
+        "output": nir.Output({"output": np.array([3, 2, 2])}),
+    }
+    names = list(nodes)
+    counter = EnergyCounter(nir.NIRGraph(nodes, list(pairwise(names))), input="image")
+    counter.update({"lif": np.ones((2, 1, 1, 4, 4), dtype=np.bool_)})
+    assert counter.counts()["conv"].synops == 2 * 4 * 3
