@@ -53,6 +53,13 @@ class NeuronForm:
         """Whether it has a synaptic memory."""
         return self.du != NO_SYNAPTIC_MEMORY
 
+    def halvings(self, steps: float) -> float:
+        """By which power of two a drive is divided until the last step, as far as the decay is one."""
+        kept = (1 << DECAY_BITS) - self.dv
+        if kept == 0 or kept & (kept - 1):
+            return 0
+        return (steps - 1) * (DECAY_BITS - kept.bit_length() + 1)
+
 
 def neuron_form(node: Any, shape: Shape, dt: float) -> NeuronForm:
     """The fixed-point form of a neuron that `neuron_problems` finds nothing wrong with."""

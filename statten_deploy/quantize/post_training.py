@@ -36,7 +36,7 @@ from statten_deploy.ir.shapes import explicit_padding
 from statten_deploy.ir.verify import time_step
 from statten_deploy.quantize.currents import WEIGHTED, Stream, mean_shift, streams, trace
 from statten_deploy.quantize.encoder import encode_input, encoding_problems
-from statten_deploy.quantize.neurons import FIRING, INTEGRATORS, NEURONS, neuron_form
+from statten_deploy.quantize.neurons import FIRING, INTEGRATORS, NEURONS, NeuronForm, neuron_form
 from statten_deploy.quantize.options import QuantizeOptions
 from statten_deploy.quantize.rounding import (
     Grid,
@@ -52,6 +52,8 @@ from statten_deploy.quantize.support import current_problems, node_bias, node_pr
 
 COUNT_EXPONENT = 4
 """Counts are shifted by up to this, so that so many halvings of the membrane stay exact."""
+BIAS_TOLERANCE = 1 / 1024
+"""Biases are rounded to even numbers, for the same, as far as the error stays below this part of a threshold."""
 COUNT_TOLERANCE = 1 / 256
 """Counts are shifted right only where all that is lost stays below this part of a threshold."""
 PROOF_BITS = 56
@@ -291,7 +293,8 @@ class Quantizer:
             scale = np.broadcast_to(plan.scale(), len(self.graph.nodes[plan.stream.branches[0]].weight))
             scale = np.repeat(scale, shape[0] // len(scale)) * self.traced.arriving[name][0].factor
             bias = self.bias(name, corrections) * scale * (1 << CURRENT_SHIFT)
-            mantissa, exponent = mantissa_and_exponent(bias, BIAS_MANTISSA_BITS, BIAS_EXPONENT_MAX)
+            least = self._bias_exponent(form, scale)
+            mantissa, exponent = mantissa_and_exponent(bias, BIAS_MANTISSA_BITS, BIAS_EXPONENT_MAX, least)
         at = tuple(value.reshape(rank) for value in (mantissa, exponent))
         if form.threshold is None:
             unit = self.traced.arriving[name][0].unit
@@ -303,6 +306,14 @@ class Quantizer:
         # strictly above one less is "at least" for currents and membranes that are whole
         threshold = np.ceil(limit).astype(np.int64) - 1
         return IntegerLIF(threshold.reshape(rank), form.dv, *at, shape, input_exponent=shift, du=form.du)
+
+    def _bias_exponent(self, form: NeuronForm, scale: Real) -> int:
+        """The least exponent of biases: membranes that stay whole when they are halved need not be truncated."""
+        if form.threshold is None:
+            return 0
+        wanted = min(form.halvings(float(hints(self.graph).get("time_steps", 1))), CURRENT_SHIFT)
+        lost = float(np.min(form.unit * scale)) * (1 << CURRENT_SHIFT) * BIAS_TOLERANCE
+        return int(max(0, min(wanted, np.floor(np.log2(2 * lost)))))
 
     def _convert(self, name: str, node: Any, nodes: Mapping[str, nir.NIRNode]) -> nir.NIRNode:
         if isinstance(node, nir.AvgPool2d | nir.SumPool2d):

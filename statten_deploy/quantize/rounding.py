@@ -126,13 +126,15 @@ def to_integers(rows: Real, scale: Real, bits: int) -> IntArray:
     return np.clip(np.rint(rows * scale[:, None]), -top, top).astype(np.int64)
 
 
-def mantissa_and_exponent(value: Real, mantissa_bits: int, exponent_max: int) -> tuple[IntArray, IntArray]:
-    """Integers (m, e) with ``m << e`` nearest to `value`: m of so many bits, e at least 0 and as small as possible.
+def mantissa_and_exponent(
+    value: Real, mantissa_bits: int, exponent_max: int, exponent_min: int = 0
+) -> tuple[IntArray, IntArray]:
+    """Integers (m, e) with ``m << e`` nearest to `value`: m of so many bits, e as small as possible.
 
     What does not fit with an e of `exponent_max` is clipped.
     """
     top = largest_integer(mantissa_bits)
-    exponent = np.zeros(value.shape, dtype=np.int64)
-    for _ in range(exponent_max):
+    exponent = np.full(value.shape, exponent_min, dtype=np.int64)
+    for _ in range(exponent_max - exponent_min):
         exponent = exponent + (np.abs(np.rint(value / 2.0**exponent)) > top)
     return np.clip(np.rint(value / 2.0**exponent), -top, top).astype(np.int64), exponent

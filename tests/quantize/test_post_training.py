@@ -17,6 +17,7 @@ from statten_deploy.simulate import Simulator
 from statten_deploy.train.data import load_arrays
 from tests.conftest import lively_input, lively_model, small_config
 from tests.fixed_point.slow_network import run_slowly
+from tests.quantize.test_other_graphs import conv, eighths, graph, inp, lif, out
 
 ZOO = Path(__file__).resolve().parents[2] / "models/zoo"
 
@@ -60,6 +61,38 @@ def test_registers_hold_what_is_written(variant: str) -> None:
         assert node.threshold.min() >= 0
         assert node.threshold.max() < 1 << 16
         assert np.abs(node.bias_mantissa).max() < 1 << 12
+
+
+@pytest.mark.parametrize("time_steps", [1, 4, 16])
+def test_halved_membranes_stay_whole(time_steps: int) -> None:
+    """As far as the registers go: ``a << 6`` can be halved six times."""
+    model = lively_model(small_config("static", time_steps=time_steps, chunk_size=1))
+    graph, x = build_graph(model), lively_input(model.config).numpy()
+    exact, halvings = quantize(graph), min(time_steps - 1, 6)
+    neurons = {name: node for name, node in exact.nodes.items() if isinstance(node, IntegerLIF)}
+    assert all(node.dv == 2048 for node in neurons.values())
+    for name, node in neurons.items():
+        bias = node.bias_mantissa << node.bias_exponent
+        assert not np.any(bias % (1 << halvings)), name
+    assert any(np.any(node.bias_mantissa) for node in neurons.values())
+    membranes = IntegerRunner(exact).run(x, membranes=True).membranes
+    for name in neurons:
+        for step in range(min(time_steps, halvings + 1)):
+            assert not np.any(membranes[name][step] % (1 << (halvings - step))), name
+
+
+@pytest.mark.parametrize(("threshold", "multiple"), [(1.0, 8), (0.004, 4), (0.002, 2), (0.001, 1)])
+def test_biases_stay_near_beside_small_thresholds(threshold: float, multiple: int) -> None:
+    """Four steps ask for multiples of 8, but biases may move by 1/1024 of the threshold only."""
+    rng = np.random.default_rng(0)
+    weight, bias = eighths(rng, 16, 2, 3, 3), rng.uniform(-threshold, threshold, 16).astype(np.float32)
+    nodes = {"x": inp(2, 4, 4), "conv": conv(weight, bias), "lif": lif((16, 4, 4), threshold=threshold)}
+    exact = quantize(graph({**nodes, "y": out(16, 4, 4)}), QuantizeOptions(8, "tensor"))
+    (neurons,) = (node for node in exact.nodes.values() if isinstance(node, IntegerLIF))
+    found = (neurons.bias_mantissa << neurons.bias_exponent).reshape(-1)
+    assert not np.any(found % multiple)
+    assert np.any(found % (2 * multiple))
+    assert np.abs(found - bias * np.median(found / bias)).max() <= 0.8 * multiple
 
 
 def test_eight_bits_fire_like_the_float_network(variant: str) -> None:

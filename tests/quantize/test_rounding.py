@@ -116,3 +116,11 @@ def test_what_the_exponent_cannot_reach_is_clipped(value: int) -> None:
     assert 0 <= int(exponent[0]) <= 7
     expected = max(-(4095 << 7), min(4095 << 7, value))
     assert abs((int(mantissa[0]) << int(exponent[0])) - expected) <= 64
+
+
+@given(st.integers(-(1 << 22), 1 << 22), st.integers(0, 6))
+def test_the_least_exponent_makes_multiples(value: int, least: int) -> None:
+    mantissa, exponent = mantissa_and_exponent(np.array([float(value)]), 13, 7, least)
+    assert least <= int(exponent[0]) <= 7
+    expected = max(-(4095 << 7), min(4095 << 7, value))
+    assert abs((int(mantissa[0]) << int(exponent[0])) - expected) <= (1 << int(exponent[0])) / 2
