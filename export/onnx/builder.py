@@ -69,6 +69,7 @@ class ModelWriter:
         self.graph = self.model.graph
         """Where nodes go: the model's graph, or the body of a loop."""
         self.aliases: dict[str, str] = {}
+        self.told: dict[str, str] = {}  # what else `metadata_props` say about the file itself
         self._taken = set(shapes)
         self._ints: dict[tuple[int, ...], str] = {}
         self._functions: set[str] = set()
@@ -91,6 +92,10 @@ class ModelWriter:
             candidate = f"{name}_{count}"
         self._taken.add(candidate)
         return candidate
+
+    def is_taken(self, name: str) -> bool:
+        """Whether a node or value has this name."""
+        return name in self._taken
 
     def result_name(self, name: str) -> str:
         """The value that holds the result of graph node `name`."""

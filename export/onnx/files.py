@@ -44,6 +44,7 @@ def write_metadata(
         "time_steps": str(time_steps),
         "dt": repr(dt),
         "input": "image" if found.get("input") == "image" else "frames",
+        **b.told,
     }
     if b.streams:
         states = [

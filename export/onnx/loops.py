@@ -79,6 +79,14 @@ class LoopWriter(ABC, Generic[AnyBuilder, AnySignal]):
         """The axes of one step of one sample as they are stored."""
 
     @abstractmethod
+    def stacked(self, source: str, name: str) -> str:
+        """A source outside that changes over time, [T, batch, ...]."""
+
+    @abstractmethod
+    def renamed(self, signal: AnySignal, value: str) -> AnySignal:
+        """One step of a signal as `value`."""
+
+    @abstractmethod
     def all_steps(self, name: str, value: str, signal: AnySignal) -> AnySignal:
         """The result of a node from its steps [T, batch, ...], under its own name."""
 
@@ -115,8 +123,7 @@ class LoopWriter(ABC, Generic[AnyBuilder, AnySignal]):
             graph.output[-1].name = self.body.aux("Identity", [end], value.name, "next")
             outputs.append(b.unique(f"{value.name}/last"))
         for source, signal in self.scanned.items():
-            steps = (b.time_steps, -1, *self.sizes(signal))
-            inputs.append(b.reshape(self.signals[source].value, steps, name, source))
+            inputs.append(self.stacked(source, name))
             graph.input.append(self.declared(signal.value, signal))
         if not self.scanned:  # a Scan takes the number of steps from what it scans
             inputs.append(b.ints(*range(b.time_steps)))
@@ -145,7 +152,7 @@ class LoopWriter(ABC, Generic[AnyBuilder, AnySignal]):
         if signal.time != "steps":
             return replace(signal, time="steps")
         if source not in self.scanned:
-            self.scanned[source] = replace(signal, value=self.b.unique(f"{source}/now"))
+            self.scanned[source] = self.renamed(signal, self.b.unique(f"{source}/now"))
         return self.scanned[source]
 
     def _previous(self, source: str) -> AnySignal:
@@ -174,7 +181,7 @@ class LoopWriter(ABC, Generic[AnyBuilder, AnySignal]):
         if (source, reader) not in self.recurrent:
             return f"{source}/before", self._previous(source)
         if source not in self.earlier:  # no cycle: operations without memory have none among themselves
-            self.earlier[source] = replace(self._previous(source), value=self.b.unique(f"{source}/earlier"))
+            self.earlier[source] = self.renamed(self._previous(source), self.b.unique(f"{source}/earlier"))
         return f"{source}/earlier", self.earlier[source]
 
     def _node(self, name: str, written: str, arriving: Callable[[str], tuple[str, AnySignal]]) -> AnySignal:
@@ -268,6 +275,13 @@ class FloatLoop(LoopWriter[Builder, Signal]):
 
     def sizes(self, signal: Signal) -> Shape:
         return signal.shape
+
+    def stacked(self, source: str, name: str) -> str:
+        signal = self.signals[source]
+        return self.b.reshape(signal.value, (self.b.time_steps, -1, *signal.shape), name, source)
+
+    def renamed(self, signal: Signal, value: str) -> Signal:
+        return replace(signal, value=value)
 
     def all_steps(self, name: str, value: str, signal: Signal) -> Signal:
         return self.b.main("Reshape", [value, self.b.ints(-1, *signal.shape)], name, signal.shape, "steps")

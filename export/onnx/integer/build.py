@@ -1,11 +1,10 @@
 """A quantised graph as one ONNX model in integers, for the whole sequence or for a few steps of a stream."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import nir
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from statten_deploy.errors import UnsupportedError
 from statten_deploy.export.onnx.build import steps_per_call
@@ -13,13 +12,13 @@ from statten_deploy.export.onnx.builder import Layout
 from statten_deploy.export.onnx.checks import refuse_loops, refuse_options, refuse_stream, refuse_unknown
 from statten_deploy.export.onnx.files import write_metadata
 from statten_deploy.export.onnx.integer import ops
-from statten_deploy.export.onnx.integer.attention import emit_attention
-from statten_deploy.export.onnx.integer.bounds import neuron_bias, plan_neuron
+from statten_deploy.export.onnx.integer.attention import JointAttention, emit_attention, emit_joint_attention
+from statten_deploy.export.onnx.integer.biases import place_biases
+from statten_deploy.export.onnx.integer.bounds import plan_neuron
+from statten_deploy.export.onnx.integer.fuse import Known, Part, fuse_heads
 from statten_deploy.export.onnx.integer.loops import IntegerLoop
-from statten_deploy.export.onnx.integer.neurons import emit_li, emit_lif, emit_spike_count
-from statten_deploy.export.onnx.integer.products import GAIN, emit_conv, emit_linear, powers_of_two
-from statten_deploy.export.onnx.integer.signals import IntegerBuilder, IntegerSignal
-from statten_deploy.fixed_point.arithmetic import NO_SYNAPTIC_MEMORY
+from statten_deploy.export.onnx.integer.neurons import emit_neurons
+from statten_deploy.export.onnx.integer.signals import GAIN, Flavour, IntegerBuilder, IntegerSignal
 from statten_deploy.fixed_point.ranges import integer_ranges
 from statten_deploy.ir.graph import (
     Predecessors,
@@ -48,10 +47,10 @@ Emitter = Callable[..., IntegerSignal]
 EMITTERS: dict[type[nir.NIRNode], Emitter] = {
     nir.Flatten: ops.emit_flatten,
     InputEncoder: ops.emit_encoder,
-    IntegerConv2d: emit_conv,
-    IntegerLinear: emit_linear,
-    IntegerLIF: emit_lif,
-    IntegerLI: emit_li,
+    IntegerConv2d: ops.emit_weighted,
+    IntegerLinear: ops.emit_weighted,
+    IntegerLIF: emit_neurons,
+    IntegerLI: emit_neurons,
     IntegerSumPool2d: ops.emit_sum_pool,
     MaxPool2d: ops.emit_max_pool,
     SpikeMaxPool2d: ops.emit_max_pool,
@@ -62,13 +61,14 @@ EMITTERS: dict[type[nir.NIRNode], Emitter] = {
 }
 """Every node the export can write: (builder, name, node, the signal on each port) -> the node's result."""
 
-FLAVOUR = "integer"
-"""What `metadata_props` call these models under ``flavour``."""
+FLAVOURS: tuple[Flavour, ...] = ("integer", "qdq")
+"""What these models are called in `metadata_props` under ``flavour``."""
 
 
 def build_integer_onnx(
     graph: nir.NIRGraph,
     *,
+    flavour: Flavour = "integer",
     spike_counts: bool = False,
     metadata: Mapping[str, str] | None = None,
     layout: Layout = "sequence",
@@ -81,6 +81,7 @@ def build_integer_onnx(
 
     Args:
         graph: a quantised graph, as `statten_deploy.quantize.quantize` makes it; nested graphs are inlined.
+        flavour: how products are written: ``integer`` for onnxruntime, ``qdq`` for OpenVINO. Results are the same.
         spike_counts: one more output ``spike_counts/<node>`` (int64 [batch]) for every neuron layer.
         metadata: written into `metadata_props` beside the hints.
         layout: one call for all T steps (``sequence``), or for `steps_per_call` of them (``stream``).
@@ -97,29 +98,52 @@ def build_integer_onnx(
     refuse_loops(graph)
     if layout == "stream":
         refuse_stream(graph, (IntegerLI,))
+    if flavour == "qdq" and loops(graph):
+        raise UnsupportedError(
+            f"{', '.join(loops(graph)[0])} (a loop): --flavour qdq has no loops; export with --flavour integer"
+        )
     _refuse_inputs(graph)
-    shapes, dt, time_steps = infer_shapes(graph), time_step(graph), int(hints(graph)["time_steps"])
-    refuse_options(graph, shapes, time_steps, dt)
+    time_steps, dt = int(hints(graph)["time_steps"]), time_step(graph)
+    known = Known(infer_shapes(graph), *integer_ranges(graph))
+    refuse_options(graph, known.shapes, time_steps, dt)
+    neurons = [name for name in known.currents if isinstance(graph.nodes[name], IntegerLIF)]
 
-    into = predecessors(graph)
-    tasks = [task for task in make_schedule(graph).tasks if not isinstance(task, Sum)]
-    ranges, currents = integer_ranges(graph)
+    fused, parts = fuse_heads(graph, known)
+    tasks = [task for task in make_schedule(fused).tasks if not isinstance(task, Sum)]
     # A stream may go on for ever: what is left out there must be proved for any number of steps.
     call_steps, proved = (steps_per_call(graph), None) if layout == "stream" else (time_steps, time_steps)
-    b = IntegerBuilder(shapes, call_steps, ranges, layout)
+    b = IntegerBuilder(known.shapes, call_steps, known.ranges, layout, flavour)
     b.sample_steps = time_steps
-    b.plans = {name: plan_neuron(name, graph.nodes[name], a, proved) for name, a in currents.items()}
-    b.powers = powers_of_two(n for n in graph.nodes.values() if isinstance(n, IntegerConv2d | IntegerLinear))
-    b.currents_of_neurons = _currents_of_neurons(graph)
-    b.neuron_biases, b.biased_before = _biases_in_products(b, graph, into)
+    layers = {name: a for name, a in known.currents.items() if name in fused.nodes}
+    b.plans = {name: plan_neuron(name, fused.nodes[name], a, proved) for name, a in layers.items()}
+    b.gains = _gains(fused)
+    order = [task.name for task in tasks if isinstance(task, Run)]
+    currents = [name for name in b.gains if not isinstance(fused.nodes[name], STAttenAttention | JointAttention)]
+    b.addends = place_biases(fused, order, b.plans, b.ranges, currents)
     b.model.graph.name = str(hints(graph).get("name") or "graph")
-    signals = _emit(b, graph, tasks, into)
+    signals = _emit(b, fused, tasks, predecessors(fused))
     if spike_counts:
-        for name in (name for name in currents if isinstance(graph.nodes[name], IntegerLIF)):
-            emit_spike_count(b, b.unique(f"spike_counts/{name}"), signals[name])
+        for name in neurons:
+            part = parts.get(name, Part(name, known.shapes[name][:1], 0))
+            layer = b.part(signals[part.layer], part.sizes, part.index)
+            ops.emit_spike_count(b, b.unique(f"spike_counts/{name}"), layer)
+    b.write_ones()
     b.declare_states()
-    write_metadata(b, graph, time_steps, dt, metadata or {}, flavour=FLAVOUR)
+    b.told = {"neurons": json.dumps(_described(b, parts, known)), "integers": json.dumps(b.integers)}
+    write_metadata(b, graph, time_steps, dt, metadata or {}, flavour=flavour)
     return b.model
+
+
+def _described(b: IntegerBuilder, parts: Mapping[str, Part], known: Known) -> list[dict[str, object]]:
+    """Where every layer's values are; of a joint layer, which channels."""
+    found: list[dict[str, object]] = []
+    for layer in b.neurons:
+        members = {name: part for name, part in parts.items() if part.layer == layer["name"]}
+        found += [
+            {**layer, "name": name, "shape": list(known.shapes[name]), "channels": part.sizes, "part": part.index}
+            for name, part in members.items()
+        ] or [layer]
+    return found
 
 
 def _refuse_inputs(graph: nir.NIRGraph) -> None:
@@ -143,54 +167,23 @@ def _refuse_inputs(graph: nir.NIRGraph) -> None:
         )
 
 
-def _currents_of_neurons(graph: nir.NIRGraph) -> set[str]:
-    """Weighted nodes that something else than a readout takes: their results travel as ``a << 6``."""
-    after = successors(graph)
-    return {
-        name
-        for name, node in graph.nodes.items()
-        if isinstance(node, IntegerConv2d | IntegerLinear)
-        and not all(isinstance(graph.nodes[target], TemporalSum | nir.Output) for target in after[name])
-    }
+def _gains(graph: nir.NIRGraph) -> dict[str, int]:
+    """What results are multiplied with where they are computed: currents that neurons read travel as ``a << 6``.
 
-
-def _biases_in_products(
-    b: IntegerBuilder, graph: nir.NIRGraph, into: Predecessors
-) -> tuple[dict[str, NDArray[np.int64]], set[str]]:
-    """Biases that can be added by the product before their neurons, where that is one more number in its kernel.
-
-    Weighted node -> bias, and the neuron layers that need not add theirs. The neurons must be all that the product
-    feeds, through max-pools at most (``max(x) + b = max(x + b)``); nothing may come between ``a << 6`` and the bias.
+    Weighted nodes that something else than a readout takes, and attention in front of one layer of neurons, with what
+    that shifts its counts by.
     """
-    after = successors(graph)
-    looped = {name for names in loops(graph) for name in names}
-    biases: dict[str, NDArray[np.int64]] = {}
-    layers: set[str] = set()
-    for name, plan in b.plans.items():
-        node = graph.nodes[name]
-        bias = neuron_bias(node).reshape(-1)
-        source = _only_source(graph, name, into, after)
-        if source is None or plan.wraps or plan.du != NO_SYNAPTIC_MEMORY or node.input_exponent or not bias.any():
-            continue
-        if source in looped and after[source] != [name]:  # an edge to the pool may be recurrent: it starts with 0
-            continue
-        if GAIN * b.ranges[source].magnitude + int(np.abs(bias).max()) < 1 << 24:
-            biases[source] = bias
-            layers.add(name)
-    return biases, layers
-
-
-def _only_source(graph: nir.NIRGraph, name: str, into: Predecessors, after: Mapping[str, list[str]]) -> str | None:
-    """The weighted node that feeds `name` and nothing else, if there is one."""
-    while True:
-        sources = [source for group in into[name].values() for source in group]
-        if len(sources) != 1 or after[sources[0]] != [name]:
-            return None
-        name = sources[0]
-        if isinstance(graph.nodes[name], IntegerConv2d | IntegerLinear):
-            return name
-        if not isinstance(graph.nodes[name], MaxPool2d):
-            return None
+    after, found = successors(graph), {}
+    for name, node in graph.nodes.items():
+        readers = [graph.nodes[target] for target in after[name]]
+        if isinstance(node, IntegerConv2d | IntegerLinear):
+            if not all(isinstance(reader, TemporalSum | nir.Output) for reader in readers):
+                found[name] = GAIN
+        elif isinstance(node, STAttenAttention | JointAttention) and len(readers) == 1:
+            (reader,) = readers
+            if isinstance(reader, IntegerLIF | IntegerLI) and reader.input_exponent >= 0:
+                found[name] = GAIN << reader.input_exponent
+    return found
 
 
 def _emit(
@@ -211,6 +204,8 @@ def _emit(
         inputs = [b.total([(source, signals[source]) for source in sources]) for sources in into[name].values()]
         if isinstance(node, nir.Output):
             ops.emit_output(b, name, inputs[0], graph.nodes[into[name]["input"][0]])
+        elif isinstance(node, JointAttention):
+            signals[name] = emit_joint_attention(b, name, node, *inputs)
         else:
             signals[name] = EMITTERS[type(node)](b, name, node, *inputs)
     return signals

@@ -1,21 +1,19 @@
 """Emitters of inputs, outputs, pools and what else has no weights and no memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import nir
 import numpy as np
-from onnx import FunctionProto, TensorProto, helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
-from statten_deploy.export.onnx.builder import BATCH, FunctionBody, Shape, compact, float_value
-from statten_deploy.export.onnx.integer.bounds import exact_float
-from statten_deploy.export.onnx.integer.signals import (
-    ELEMENT,
-    IntegerBuilder,
-    IntegerSignal,
-    channels_last,
-)
+from statten_deploy.export.onnx.builder import BATCH, Shape, Time, compact, float_value
+from statten_deploy.export.onnx.integer.planes import TOGETHER, bytes_of, emit_planes
+from statten_deploy.export.onnx.integer.products import Weighted, emit_rows
+from statten_deploy.export.onnx.integer.signals import IntegerBuilder, IntegerSignal
 from statten_deploy.ir.integer import (
     InputEncoder,
     IntegerConv2d,
@@ -26,8 +24,14 @@ from statten_deploy.ir.integer import (
 )
 from statten_deploy.ir.nodes import MaxPool2d, SpikeAnd, SpikeMaxPool2d, TokenMaxPool
 
-READOUT = "IntegerReadout"
-"""The function behind the last integers of a model."""
+NEAR = 0.499
+"""What is added before a quotient is rounded down: float32 leaves at most one step to go up from there."""
+
+
+def emit_weighted(b: IntegerBuilder, name: str, node: Weighted, x: IntegerSignal) -> IntegerSignal:
+    """Convolutions and linear layers, as the flavour multiplies."""
+    return (emit_planes if b.planar else emit_rows)(b, name, node, x)
+
 
 # inputs and outputs of the model
 
@@ -37,35 +41,75 @@ def emit_input(b: IntegerBuilder, name: str, shape: Shape, *, image: bool) -> In
     bounds = b.ranges[name]
     if image:
         b.model.graph.input.append(float_value(name, [BATCH, *shape]))
-        return IntegerSignal(name, shape, "held", np.float32, bounds)
+        return IntegerSignal((name,), shape, "held", np.float32, bounds)
     b.model.graph.input.append(float_value(name, [BATCH, b.time_steps, *shape]))
-    value = name
-    if b.time_steps > 1:
-        value = b.aux("Transpose", [name], name, "time_first", perm=[1, 0, *range(2, len(shape) + 2)])
-    return IntegerSignal(b.reshape(value, (-1, *shape), name, "steps"), shape, "steps", np.float32, bounds)
+    return IntegerSignal((name,), shape, "steps", np.float32, bounds, joined=b.time_steps > 1)
 
 
 def emit_encoder(b: IntegerBuilder, name: str, node: InputEncoder, x: IntegerSignal) -> IntegerSignal:
-    """``clip(rint(x / scale), 0, 255) - zero_point``, divided in float64: the only real numbers.
+    """``clip(rint(x / scale), 0, 255) - zero_point`` of the quotient in float64, without a float64.
 
-    float32 could round a quotient to another side of a half.
+    Runtimes without float64 would round some quotients to another side of a half. So a product in float32 only says
+    which two bytes are possible, and a table of the least float32 that becomes the upper one decides.
     """
 
-    def parameter(what: str, values: Any) -> str:
-        column = np.asarray(values, dtype=np.float64).reshape(-1, *(1,) * (len(x.shape) - 1))
-        return b.array(f"{name}.{what}", compact(column, np.float64))
+    def per_channel(what: str, values: Any, dtype: Any) -> str:
+        column = np.asarray(values).reshape(-1, *(1,) * (len(x.shape) - 1))
+        return b.array(f"{name}.{what}", compact(column, dtype))
 
-    wide = b.aux("Cast", [x.value], name, "wide", to=TensorProto.DOUBLE)
-    steps = b.aux("Div", [wide, parameter("scale", node.scale)], name, "steps")
-    value = b.aux("Round", [steps], name, "rounded")
-    value = b.aux("Clip", [value, b.number(0, np.float64), b.number(255, np.float64)], name, "byte")
-    shifted = bool(np.any(node.zero_point))
-    value = b.aux("Sub", [value, parameter("zero_point", node.zero_point)], name, "centred") if shifted else value
-    dtype = np.float32 if shifted else np.uint8
-    value = b.aux("Cast", [value], name, "whole", to=ELEMENT[np.dtype(dtype)])
-    b.turned(value, len(x.shape), name, "channels_last", channels_last=True)
-    b.name_last(name)
-    return IntegerSignal(b.result_name(name), x.shape, x.time, dtype, b.ranges[name])
+    inverse = b.aux("Mul", [x.value, per_channel("inverse", 1 / node.scale, np.float32)], name, "steps")
+    if np.all(np.frexp(node.scale)[0] == 0.5):  # a power of two divides exactly
+        value = b.aux("Round", [inverse], name, "rounded")
+        value = b.aux("Clip", [value, b.number(0, np.float32), b.number(255, np.float32)], name, "byte")
+    else:
+        lower = b.aux("Floor", [b.aux("Add", [inverse, b.number(NEAR, np.float32)], name, "near")], name, "lower")
+        lower = b.aux("Clip", [lower, b.number(0, np.float32), b.number(254, np.float32)], name, "possible")
+        scales, table = np.unique(node.scale), []
+        for scale in scales:
+            table.append(least_floats(float(scale)))
+        index = b.aux("Cast", [lower], name, "index", to=TensorProto.INT32)
+        if len(scales) > 1:
+            first = per_channel("table", np.searchsorted(scales, node.scale) * 255, np.int32)
+            index = b.aux("Add", [index, first], name, "entry")
+        least = b.aux("Gather", [b.array(f"{name}.least", np.concatenate(table)), index], name, "least", axis=0)
+        upper = b.aux("GreaterOrEqual", [x.value, least], name, "upper")
+        up = b.aux("Cast", [upper], name, "up", to=TensorProto.FLOAT)
+        value = b.aux("Add", [lower, up], name, "byte")
+    dtype: Any = np.float32
+    if np.any(node.zero_point):
+        value = b.aux("Sub", [value, per_channel("zero_point", node.zero_point, np.float32)], name, "centred")
+    elif not b.planar:
+        dtype = np.uint8
+        value = b.aux("Cast", [value], name, "whole", to=TensorProto.UINT8)
+    value = _as_stored(b, name, value, x.shape, frames=x.time == "steps")
+    return replace(x, values=(b.rename(value, name),), dtype=dtype, range=b.ranges[name])
+
+
+def least_floats(scale: float) -> NDArray[np.float32]:
+    """The least float32 x with ``rint(x / scale) >= k`` in float64, for k = 1 .. 255."""
+    k = np.arange(1, 256)
+    found = ((k - 0.5) * scale).astype(np.float32)
+    for _ in range(4):  # the estimate is next to it
+        found = np.where(
+            np.rint(found.astype(np.float64) / scale) >= k, np.nextafter(found, np.float32(-np.inf)), found
+        )
+    for _ in range(8):
+        found = np.where(np.rint(found.astype(np.float64) / scale) < k, np.nextafter(found, np.float32(np.inf)), found)
+    return found
+
+
+def _as_stored(b: IntegerBuilder, name: str, value: str, shape: Shape, *, frames: bool) -> str:
+    """[batch, (T,) C, H, W] as signals are kept."""
+    rank, steps = len(shape), b.time_steps
+    if not frames:
+        return value if b.planar else b.unplanes(value, shape, name)
+    if b.planar:
+        turned = b.aux("Transpose", [value], name, "time_first", perm=[1, 0, *range(2, rank + 2)])
+        return b.reshape(turned, (-1, *shape), name, "steps")
+    if rank > 1:
+        value = b.aux("Transpose", [value], name, "channels_last", perm=[0, 1, *range(3, rank + 2), 2])
+    rows, channels = b.stored(shape)
+    return b.reshape(value, (-1, steps * rows, channels), name, "rows")
 
 
 def emit_output(b: IntegerBuilder, name: str, source: IntegerSignal, node: nir.NIRNode) -> None:
@@ -73,27 +117,28 @@ def emit_output(b: IntegerBuilder, name: str, source: IntegerSignal, node: nir.N
 
     `node` is where the result comes from and says what one unit means, as in `fixed_point.runner.real_outputs`.
     """
-    shape, rank = source.shape, len(source.shape)
-    time = () if source.time == "final" else (b.time_steps,)
-    value = b.regain(source if source.time == "final" else b.stepped(source), 1, name).value
-    if time:
-        value = b.reshape(value, (*time, -1, *channels_last(shape)), name, "time_first")
-        perm = [1, 0, *([rank + 1] if rank else []), *range(2, rank + 1)]
-        value = b.aux("Transpose", [value], name, "batch_first", perm=perm)
-    elif rank > 1:
-        value = b.turned(value, rank, name, "channels_first", channels_last=False)
-    if value != source.value or source.dtype != np.int64:
-        value = b.aux("Cast", [value], name, "integers", to=TensorProto.INT64)
+    source = b.ungrouped(b.whole_numbers(source, name))
+    shape, time = source.shape, () if source.time == "final" else (b.time_steps,)
     dims = [BATCH, *time, *shape]
+    if time:
+        planes = [b.planes(v, shape, b.label(name, t), "plane") for t, v in enumerate(b.each(b.stepped(source)))]
+        apart = [b.reshape(v, (-1, 1, *shape), b.label(name, t), "step") for t, v in enumerate(planes)]
+        value = b.aux("Concat", apart, name, "steps", axis=1) if len(apart) > 1 else apart[0]
+    else:
+        value = b.planes(source.value, shape, name)
+    if source.dtype != np.int64:
+        value = b.aux("Cast", [value], name, "integers", to=TensorProto.INT64)
     b.model.graph.value_info.append(helper.make_tensor_value_info(value, TensorProto.INT64, dims))
     b.model.graph.output.append(float_value(name, dims))
+    b.integers[name] = value
     unit = _unit(b, name, node)
     if b.streams and isinstance(node, TemporalSum):  # the mean over the steps so far; after T of them a factor of 1.0
         steps = b.aux("Cast", [b.elapsed().output], name, "steps", to=TensorProto.DOUBLE)
         share = b.aux("Div", [b.number(b.sample_steps, np.float64), steps], name, "share")
         column = b.reshape(share, (-1, *(1,) * len(shape)), name, "share_of_sample")
         unit = b.aux("Mul", [unit, column], name, "unit")
-    b.call(b.variant(READOUT, (), _readout_function), [value, unit], name)
+    wide = b.aux("Cast", [value], name, "wide", to=TensorProto.DOUBLE)
+    b.result("Cast", [b.aux("Mul", [wide, unit], name, "real")], name, to=TensorProto.FLOAT)
 
 
 def _unit(b: IntegerBuilder, name: str, node: nir.NIRNode) -> str:
@@ -105,109 +150,135 @@ def _unit(b: IntegerBuilder, name: str, node: nir.NIRNode) -> str:
     return b.number(node.scale if isinstance(node, TemporalSum) else 1.0, np.float64)
 
 
-def _readout_function(name: str) -> FunctionProto:
-    body = FunctionBody()
-    body.op("Mul", [body.op("Cast", ["x"], "wide", to=TensorProto.DOUBLE), "unit"], "real")
-    body.op("Cast", ["real"], "y", to=TensorProto.FLOAT)
-    return body.function(name, ["x", "unit"], "y = unit * x: integers in real units, rounded once")
-
-
 def emit_temporal_sum(b: IntegerBuilder, name: str, node: TemporalSum, x: IntegerSignal) -> IntegerSignal:
-    """``y = Σ_t x[t]``, the integer readout: int64 [batch, ...] under the node's own name."""
-    dtype = exact_float(b.ranges[name].magnitude, name)
-    x = b.regain(b.cast(b.stepped(x), dtype), 1, name)
-    split = b.reshape(x.value, (b.time_steps, -1, *channels_last(x.shape)), name, "time_first")
-    total = b.aux("ReduceSum", [split, b.ints(0)], name, "total", keepdims=0)
+    """``y = Σ_t x[t]``, the integer readout: int64 under the node's own name."""
+    dtype = b.float_type(b.ranges[name].magnitude, name)
+    x = b.ungrouped(b.cast(b.whole_numbers(x, name), dtype))
+    total, *rest = b.each(x)
+    for step, value in enumerate(rest, 1):
+        total = b.aux("Add", [total, value], f"{name}/{step}", "sum")
+    value = b.aux("Cast", [total], name, "total", to=TensorProto.INT64)
     if b.streams:
-        state = b.state(f"{name}.sum", channels_last(x.shape), np.int64)
-        whole = b.aux("Cast", [total], name, "whole", to=TensorProto.INT64)
-        b.result("Add", [whole, state.input], name)
-        b.append("Identity", [b.result_name(name)], [state.output], b.unique(f"{name}/next"))
+        state = b.state(f"{name}.sum", b.stored(x.shape), np.int64)
+        value = b.aux("Add", [value, state.input], name, "sum_so_far")
+        value = b.rename(value, name)
+        b.append("Identity", [value], [state.output], b.unique(f"{name}/next"))
     else:
-        b.result("Cast", [total], name, to=TensorProto.INT64)
-    return IntegerSignal(b.result_name(name), x.shape, "final", np.int64, b.ranges[name])
+        value = b.rename(value, name)
+    return IntegerSignal((value,), x.shape, "final", np.int64, b.ranges[name])
 
 
 def emit_flatten(b: IntegerBuilder, name: str, node: nir.Flatten, x: IntegerSignal) -> IntegerSignal:
     """Join axes of one sample, in the order of the graph: channels first."""
-    shape = b.shapes[name]
-    value = x.value
-    if len(x.shape) == 3 and x.shape[1:] == (1, 1):
-        value = b.reshape(value, (-1, *x.shape), name, "channels_first")  # nothing to turn
-    else:
-        value = b.turned(value, len(x.shape), name, "channels_first", channels_last=False)
-    if len(shape) > 1:
-        value = b.reshape(value, (-1, *shape), name, "joined")
-        b.result("Transpose", [value], name, perm=[0, *range(2, len(shape) + 1), 1])
-    else:
-        b.result("Reshape", [value, b.ints(-1, *shape)], name)
-    return IntegerSignal(b.result_name(name), shape, x.time, x.dtype, b.ranges[name], x.gain)
+    shape, x = b.shapes[name], b.ungrouped(b.plain(x, name))
+
+    def flat(value: str, label: str) -> str:
+        if not b.planar and b.stored(x.shape)[0] == 1 and len(shape) == 1:
+            return b.aux("Identity", [value], label, "flat")
+        joined = b.reshape(b.planes(value, x.shape, label), (-1, *shape), label, "joined")
+        return joined if b.planar else b.unplanes(joined, shape, label)
+
+    return _each(b, name, x, flat, shape=shape, range=b.ranges[name])
+
+
+def _each(
+    b: IntegerBuilder, name: str, x: IntegerSignal, make: Callable[[str, str], str], **changes: Any
+) -> IntegerSignal:
+    """A node that treats every step alike. Where all steps are one value it may be given that, as more samples."""
+    if x.time == "steps" and not (x.joined and b.planar):
+        steps = b.each(x)
+        values = [b.rename(make(v, b.label(name, t)), name, t) for t, v in enumerate(steps)]
+        return replace(x, values=tuple(values), joined=False, **changes)
+    return replace(x, values=(b.rename(make(x.value, name), name),), **changes)
 
 
 # pools
 
 
 def emit_max_pool(b: IntegerBuilder, name: str, node: MaxPool2d | SpikeMaxPool2d, x: IntegerSignal) -> IntegerSignal:
-    """Maximum over a window, of currents or of spikes; padding never wins.
+    """Maximum over a window, of currents or of spikes; padding never wins."""
+    window = {
+        "kernel_shape": list(node.kernel_size),
+        "strides": list(node.stride),
+        "pads": [*node.padding, *node.padding],
+    }
+    x, shape = b.ungrouped(x), b.shapes[name]
+    if b.planar and x.is_bytes:
+        x = _as_bytes(b, x, together=x.time == "steps" and int(np.prod(shape)) <= TOGETHER)
 
-    MaxPool wants channels first; turning there and back is three times as fast as slices and Max.
-    """
-    window = {"kernel_shape": node.kernel_size, "strides": node.stride, "pads": (*node.padding, *node.padding)}
-    function = b.variant("IntegerMaxPool", tuple(window.values()), lambda named: _max_pool_function(named, **window))
-    b.call(function, [x.value], name)
-    return replace(x, value=b.result_name(name), shape=b.shapes[name], range=b.ranges[name])
+    def pooled(value: str, label: str) -> str:
+        planes = b.planes(value, x.shape, label)
+        return b.unplanes(b.aux("MaxPool", [planes], label, "pooled", **window), shape, label)
+
+    result = _each(b, name, x, pooled, shape=shape, range=b.ranges[name])
+    if b.planar and x.is_bytes:
+        b.dequantised.update(result.values)
+    return result
 
 
-def _max_pool_function(name: str, **window: Sequence[int]) -> FunctionProto:
-    body = FunctionBody()
-    planes = body.op("Transpose", ["x"], "planes", perm=[0, 3, 1, 2])
-    body.op("Transpose", [body.op("MaxPool", [planes], "pooled", **window)], "y", perm=[0, 2, 3, 1])
-    return body.function(name, ["x"], "y = maximum over a window; x, y [rows, H, W, C]")
+def _as_bytes(b: IntegerBuilder, x: IntegerSignal, *, together: bool) -> IntegerSignal:
+    """Values that runtimes know to be bytes; `together`: all steps in one."""
+    if x.time == "steps" and not (x.joined or together):
+        values = tuple(bytes_of(b, x, step) for step in range(b.time_steps))
+    else:
+        values = (bytes_of(b, x, None),)
+    b.dequantised.update(values)
+    return replace(x, values=values, joined=x.joined or (together and b.time_steps > 1))
 
 
 def emit_token_max_pool(b: IntegerBuilder, name: str, node: TokenMaxPool, x: IntegerSignal) -> IntegerSignal:
-    """3x3 maximum over the plane (token, channel in the head)."""
-    key = (node.num_heads, x.shape)
-    function = b.variant("IntegerTokenMaxPool", key, lambda named: _token_pool_function(named, node.num_heads, x.shape))
-    b.call(function, [x.value], name)
-    return replace(x, value=b.result_name(name), range=b.ranges[name])
+    """3x3 maximum over the plane (channel in the head, token)."""
+    x = b.ungrouped(x)
+    channels, height, width = x.shape
 
+    def pooled(value: str, label: str) -> str:
+        planes = b.planes(value, x.shape, label)
+        split = b.reshape(planes, (-1, node.num_heads, channels // node.num_heads, height * width), label, "by_head")
+        window = {"kernel_shape": [3, 3], "strides": [1, 1], "pads": [1, 1, 1, 1]}
+        joined = b.reshape(b.aux("MaxPool", [split], label, "pooled", **window), (-1, *x.shape), label, "joined")
+        return joined if b.planar else b.unplanes(joined, x.shape, label)
 
-def _token_pool_function(name: str, heads: int, shape: Shape) -> FunctionProto:
-    body = FunctionBody()
-    channels, height, width = shape
-    split = body.op("Reshape", ["x", body.ints("split", -1, height * width, heads, channels // heads)], "by_head")
-    planes = body.op("Transpose", [split], "planes", perm=[0, 2, 1, 3])
-    pooled = body.op("MaxPool", [planes], "pooled", kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1])
-    joined = body.op("Transpose", [pooled], "tokens", perm=[0, 2, 1, 3])
-    body.op("Reshape", [joined, body.ints("grid", -1, height, width, channels)], "y")
-    return body.function(name, ["x"], "y = 3x3 maximum over (token, channel in the head); x, y [rows, H, W, C]")
+    return _each(b, name, x, pooled, range=b.ranges[name])
 
 
 def emit_sum_pool(b: IntegerBuilder, name: str, node: IntegerSumPool2d, x: IntegerSignal) -> IntegerSignal:
     """``shift(sum over the window, exponent)``."""
-    window = int(np.prod(node.kernel_size))
-    dtype = exact_float(x.range.times(window).magnitude, name)
-    value = b.cast(x, dtype).value
-    if node.kernel_size == x.shape[1:]:
-        value = b.aux("ReduceSum", [value, b.ints(1, 2)], name, "total", keepdims=1)
-    else:
-        for axis, size, count, stride in zip((1, 2), node.kernel_size, b.shapes[name][1:], node.stride, strict=True):
-            value = _summed(b, name, value, axis, size, count, stride)
-    value = b.aux("Mul", [value, b.number(2.0**node.exponent / x.gain, dtype)], name, "shifted")
-    if node.exponent < 0:
-        b.aux("Floor", [value], name, "floored")
-    b.name_last(name)
-    return IntegerSignal(b.result_name(name), b.shapes[name], x.time, dtype, b.ranges[name])
+    window, shape = int(np.prod(node.kernel_size)), b.shapes[name]
+    dtype = b.float_type(x.range.times(window).magnitude, name)
+    x = b.ungrouped(b.cast(b.plain(x, name), dtype))
+    factor = b.number(2.0**node.exponent / x.gain, dtype)
+
+    def summed(value: str, label: str) -> str:
+        total = _window_sums(b, label, value, node, x.shape, shape, dtype)
+        if node.exponent or x.gain != 1:
+            total = b.aux("Mul", [total, factor], label, "shifted")
+        return b.aux("Floor", [total], label, "floored") if node.exponent < 0 else total
+
+    return _each(b, name, x, summed, shape=shape, dtype=dtype, range=b.ranges[name], gain=1)
 
 
-def _summed(b: IntegerBuilder, name: str, value: str, axis: int, size: int, count: int, stride: int) -> str:
+def _window_sums(
+    b: IntegerBuilder, label: str, value: str, node: IntegerSumPool2d, given: Shape, shape: Shape, dtype: Any
+) -> str:
+    if node.kernel_size == given[1:]:  # all tokens
+        if b.planar:
+            return b.aux("ReduceSum", [value, b.ints(2, 3)], label, "sum", keepdims=1)
+        tokens = b.stored(given)[0]
+        ones = b.once(("ones", tokens, dtype), lambda: b.array(f"ones/{tokens}", np.ones((1, tokens), dtype=dtype)))
+        return b.aux("MatMul", [ones, value], label, "sum")
+    value = b.planes(value, given, label)
+    for axis, size, count, stride in zip((2, 3), node.kernel_size, shape[1:], node.stride, strict=True):
+        value = _neighbours(b, label, value, axis, size, count, stride)
+    return value if b.planar else b.unplanes(value, shape, label)
+
+
+def _neighbours(b: IntegerBuilder, label: str, value: str, axis: int, size: int, count: int, stride: int) -> str:
     """Sums of `size` neighbours along an axis, every `stride`: `size` slices, added."""
     total = ""
     for i in range(size):
         limits = [b.ints(i), b.ints(i + (count - 1) * stride + 1), b.ints(axis), b.ints(stride)]
-        part = b.aux("Slice", [value, *limits], name, f"slice_{axis}_{i}")
-        total = b.aux("Add", [total, part], name, f"sum_{axis}_{i}") if total else part
+        part = b.aux("Slice", [value, *limits], label, f"slice_{axis}_{i}")
+        total = b.aux("Add", [total, part], label, f"sum_{axis}_{i}") if total else part
     return total
 
 
@@ -216,13 +287,46 @@ def _summed(b: IntegerBuilder, name: str, value: str, axis: int, size: int, coun
 
 def emit_spike_and(b: IntegerBuilder, name: str, node: SpikeAnd, x: IntegerSignal, y: IntegerSignal) -> IntegerSignal:
     """``a · b``; b may be [C, 1, 1]."""
-    if x.time != y.time:
-        x, y = b.stepped(x), b.stepped(y)
-    if x.is_spikes and y.is_spikes:
-        operands = [b.aux("Cast", [s.value], name, what, to=TensorProto.BOOL) for s, what in ((x, "a"), (y, "b"))]
-        b.result("Cast", [b.aux("And", operands, name, "both")], name, to=TensorProto.UINT8)
-        return IntegerSignal(b.result_name(name), x.shape, x.time, np.uint8, b.ranges[name])
-    dtype = exact_float(max(b.ranges[name].magnitude, x.magnitude, y.magnitude), name)
-    factors = [b.cast(b.regain(s, 1, name), dtype).value for s in (x, y)]
-    b.result("Mul", factors, name)
-    return IntegerSignal(b.result_name(name), x.shape, x.time, dtype, b.ranges[name])
+    x, y = (b.ungrouped(b.whole_numbers(s, name)) for s in (x, y))
+    dtype: Any = np.uint8
+    boolean = not b.planar and x.is_spikes and y.is_spikes
+    if not boolean:
+        dtype = b.float_type(max(b.ranges[name].magnitude, x.magnitude, y.magnitude), name)
+        x, y = b.cast(x, dtype), b.cast(y, dtype)
+
+    def truth(value: str) -> str:
+        return b.aux("Cast", [value], value, "bool", to=TensorProto.BOOL)
+
+    def both(first: str, second: str, label: str) -> str:
+        if not boolean:
+            return b.aux("Mul", [first, second], label, "both")
+        operands = [b.once((v, "bool"), partial(truth, v)) for v in (first, second)]
+        return b.aux("Cast", [b.aux("And", operands, label, "and")], label, "both", to=TensorProto.UINT8)
+
+    alike = x.time == y.time == "held" or (x.joined and y.joined and b.planar)
+    if alike:
+        values: Sequence[str] = [b.rename(both(x.value, y.value, name), name)]
+    else:
+        pairs = zip(b.each(x), b.each(y), strict=True)
+        values = [b.rename(both(v, w, b.label(name, t)), name, t) for t, (v, w) in enumerate(pairs)]
+    time: Time = "held" if x.time == y.time == "held" else "steps"
+    return replace(x, values=tuple(values), dtype=dtype, range=b.ranges[name], time=time, joined=alike and x.joined)
+
+
+# spikes of a layer, counted
+
+
+def emit_spike_count(b: IntegerBuilder, output: str, spikes: IntegerSignal) -> None:
+    """One more output of the model: int64 [batch], the spikes of a layer over all steps and neurons."""
+    total = ""
+    axes = b.ints(*range(1, (len(b.stored(spikes.shape)) if not spikes.heads else 3 + (spikes.heads[1] > 1)) + 1))
+    for step, value in enumerate(b.each(spikes)):
+        label = f"{output}/{step}"
+        wide = b.aux("Cast", [value], label, "wide", to=TensorProto.INT32)  # enough for a step of a sample
+        count = b.aux("ReduceSum", [wide, axes], label, "count", keepdims=0)
+        exact = b.aux("Cast", [count], label, "exact", to=TensorProto.INT64)
+        total = b.aux("Add", [total, exact], label, "sum") if total else exact
+    b.append("Identity", [total], [output], output)
+    declared = b.model.graph.output.add(name=output)
+    declared.type.tensor_type.elem_type = TensorProto.INT64
+    declared.type.tensor_type.shape.dim.add(dim_param=BATCH)

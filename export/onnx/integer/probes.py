@@ -1,20 +1,20 @@
-"""What a checker reads out of an integer model: spikes, membranes and integer readouts, as more outputs."""
+"""What a checker reads out of an integer model: spikes, membranes and integer readouts, as more outputs.
 
+`metadata_props` say under ``neurons`` where the values of every layer are (see `neurons`), and under ``integers`` which
+value holds the integers of an output.
+"""
+
+import json
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from statten_deploy.errors import GraphError
-from statten_deploy.export.onnx.builder import BATCH, FUNCTION_DOMAIN
-from statten_deploy.export.onnx.integer.neurons import (
-    integrator_calls,
-    loop_calls,
-    neuron_calls,
-    show_loop_membranes,
-    show_membranes,
-)
-from statten_deploy.export.onnx.integer.ops import READOUT
+from statten_deploy.export.onnx.builder import BATCH
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ class Probes:
     integers: dict[str, str] = field(default_factory=dict)
 
 
-def spike_values(model: onnx.ModelProto) -> dict[str, str]:
-    """Neuron layer -> the value that holds its spikes: uint8 [T*batch, H, W, C] or [T*batch, N], time-major."""
-    results = {node.name: node.output[0] for node in model.graph.node}
-    return {name: results[name] for name in [*(n.name for n in neuron_calls(model)), *loop_calls(model)]}
-
-
 def integer_values(model: onnx.ModelProto) -> dict[str, str]:
     """Output -> the value that holds its integers: int64, shaped like the output."""
-    readouts = (node for node in model.graph.node if node.domain == FUNCTION_DOMAIN and node.op_type == READOUT)
-    return {node.output[0]: node.input[0] for node in readouts}
+    values: dict[str, str] = json.loads(_told(model).get("integers", "{}"))
+    return values
+
+
+def spike_values(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Neuron layer -> the values that hold its spikes, one for each step; q, k and v of an attention share theirs."""
+    told = _told(model)
+    return {layer["name"]: _steps(layer, told) for layer in _layers(told) if "integrates" not in layer}
 
 
 def with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Probes]:
@@ -47,35 +47,20 @@ def with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Probes]:
     Raises:
         GraphError: the model is not one that `build_integer_onnx` wrote.
     """
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    steps = next((int(told[key]) for key in ("steps_per_call", "time_steps") if key in told), None)
-    sizes = {info.name: [d.dim_value for d in info.type.tensor_type.shape.dim][1:] for info in model.graph.value_info}
-    layers = spike_values(model)
-    if steps is None or not set(layers.values()) <= sizes.keys():
-        raise GraphError("not an integer model of this package: no time_steps, or neuron layers of unknown shape")
+    told = _told(model)
+    if "neurons" not in told or "integers" not in told:
+        raise GraphError("not an integer model of this package: its metadata do not say where neurons are")
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
-    show_membranes(probed)
-    probes = Probes()
-    results = {node.name: node.output[0] for node in probed.graph.node}
-    for name, membranes in show_loop_membranes(probed).items():
-        shape = [steps, *sizes[results[name]]]
-        probes.spikes[name], probes.membranes[name] = f"spikes/{name}", f"membranes/{name}"
-        _show(probed, results[name], probes.spikes[name], shape, TensorProto.BOOL)
-        _show(probed, membranes, probes.membranes[name], shape, TensorProto.INT32)
-    for node in integrator_calls(probed):
-        probes.membranes[node.name] = f"membranes/{node.name}"
-        shape = [steps, *sizes[node.output[0]]]
-        _show(probed, node.output[0], probes.membranes[node.name], shape, TensorProto.INT32)
-    for node in neuron_calls(probed):
-        node.output.append(f"{node.name}/membranes")
-        shape = [steps, *sizes[node.output[0]]]
-        for shown, value, kind, element in (
-            (probes.spikes, node.output[0], "spikes", TensorProto.BOOL),
-            (probes.membranes, node.output[-1], "membranes", TensorProto.INT32),
-        ):
-            shown[node.name] = f"{kind}/{node.name}"
-            _show(probed, value, shown[node.name], shape, element)
+    probes, writer = Probes(), _Writer(probed, told)
+    for layer in _layers(told):
+        name, steps = layer["name"], _steps(layer, told)
+        if "integrates" in layer:
+            probes.membranes[name] = writer.show("membranes", layer, steps, TensorProto.INT32)
+            continue
+        probes.spikes[name] = writer.show("spikes", layer, steps, TensorProto.BOOL)
+        membranes = writer.loop_membranes(layer) if "loop" in layer else writer.after_reset(layer, steps)
+        probes.membranes[name] = writer.show("membranes", layer, membranes, TensorProto.INT32)
     for output, value in integer_values(probed).items():
         probes.integers[output] = f"integers/{output}"
         probed.graph.node.append(helper.make_node("Identity", [value], [f"integers/{output}"]))
@@ -85,19 +70,92 @@ def with_probes(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Probes]:
     return probed, probes
 
 
-def _show(model: onnx.ModelProto, value: str, output: str, shape: list[int], element: int) -> None:
-    """[T*batch, ..., C] or [T, batch, ..., C] as an output [T, batch, C, ...]; `shape` is [T, ..., C]."""
-    steps, *sizes = shape
-    rank = len(sizes)
-    target = helper.make_tensor(f"{output}/shape", TensorProto.INT64, [rank + 2], [steps, -1, *sizes])
-    model.graph.initializer.append(target)
-    perm = [0, 1, rank + 1, *range(2, rank + 1)]
-    model.graph.node.extend(
-        [
-            helper.make_node("Cast", [value], [f"{output}/cast"], to=element),
-            helper.make_node("Reshape", [f"{output}/cast", target.name], [f"{output}/steps"]),
-            helper.make_node("Transpose", [f"{output}/steps"], [output], perm=perm),
-        ]
-    )
-    dims: list[str | int | None] = [steps, BATCH, *sizes[-1:], *sizes[:-1]]
-    model.graph.output.append(helper.make_tensor_value_info(output, element, dims))
+def _told(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _layers(told: dict[str, str]) -> list[dict[str, Any]]:
+    layers: list[dict[str, Any]] = json.loads(told.get("neurons", "[]"))
+    return layers
+
+
+def _steps(layer: dict[str, Any], told: dict[str, str]) -> list[str]:
+    count = int(told.get("steps_per_call", told.get("time_steps", "0")))
+    return [f"{layer['values']}/{step}" for step in range(count)]
+
+
+class _Writer:
+    """Adds outputs to a model."""
+
+    def __init__(self, model: onnx.ModelProto, told: dict[str, str]) -> None:
+        self.model, self.planar = model, told["flavour"] == "qdq"
+        self.count = 0
+        self.made: dict[str, str] = {}
+
+    def op(self, kind: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
+        self.count += 1
+        output = output or f"probe/{self.count}"
+        self.model.graph.node.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def ints(self, *values: int) -> str:
+        self.count += 1
+        name = f"probe/{self.count}"
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(values, dtype=np.int64), name))
+        return name
+
+    def show(self, kind: str, layer: dict[str, Any], steps: list[str], element: int) -> str:
+        """One value for each step as one output [T, batch, *shape]."""
+        shape, output = layer["shape"], f"{kind}/{layer['name']}"
+        planes = [self.op("Cast", [self._planes(value, layer)], to=element) for value in steps]
+        apart = [self.op("Reshape", [value, self.ints(1, -1, *shape)]) for value in planes]
+        self.op("Concat", apart, output, axis=0)
+        dims: list[str | int | None] = [len(steps), BATCH, *shape]
+        self.model.graph.output.append(helper.make_tensor_value_info(output, element, dims))
+        return output
+
+    def _planes(self, value: str, layer: dict[str, Any]) -> str:
+        """A value as it is stored as [batch, C, ...], of a joint layer the channels that belong to this one."""
+        if "channels" in layer:
+            first = sum(layer["channels"][: layer["part"]])
+            own = self.ints(*range(first, first + layer["channels"][layer["part"]]))
+            value = self.op("Gather", [value, own], axis=1 if self.planar else 2)
+        if "heads" in layer:
+            return self.op("Transpose", [value], perm=[0, 1, 3, 2] if layer["heads"][1] == 1 else [0, 1, 4, 2, 3])
+        return value if self.planar else self.op("Transpose", [value], perm=[0, 2, 1])
+
+    def after_reset(self, layer: dict[str, Any], steps: list[str]) -> list[str]:
+        """Membranes after the reset: 0 where there is a spike."""
+        found = []
+        for value in steps:
+            if value not in self.made:
+                silent = self.op("Not", [self.op("Cast", [value], to=TensorProto.BOOL)])
+                kept = self.op("CastLike", [silent, f"{value}/v"])
+                self.made[value] = self.op("Mul", [f"{value}/v", kept])
+            found.append(self.made[value])
+        return found
+
+    def loop_membranes(self, layer: dict[str, Any]) -> list[str]:
+        """Those of a loop, which its Scan has to give for every step: [T, batch, ...] apart."""
+        for node in self.model.graph.node:
+            for body in (attribute.g for attribute in node.attribute if attribute.name == "body"):
+                declared = next((value for value in body.input if value.name == layer["state"]), None)
+                if declared is None:
+                    continue
+                output = f"{layer['name']}/membranes"
+                body.node.append(helper.make_node("Identity", [layer["loop"]], [f"{output}/step"]))
+                body.output.append(declared)
+                body.output[-1].name = f"{output}/step"
+                node.output.append(output)
+                return self._apart(output, layer)
+        raise GraphError(f"no loop holds the layer {layer['name']!r}")
+
+    def _apart(self, value: str, layer: dict[str, Any]) -> list[str]:
+        told = _told(self.model)
+        shape, steps = layer["shape"], _steps(layer, told)
+        rows = self.ints(-1, math.prod(shape[1:]), shape[0])
+        found = []
+        for step in range(len(steps)):
+            part = self.op("Slice", [value, self.ints(step), self.ints(step + 1), self.ints(0)])
+            found.append(self.op("Reshape", [part, rows]))
+        return found

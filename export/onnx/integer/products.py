@@ -1,266 +1,290 @@
-"""Convolutions and linear layers as one product of rows: ``[rows, K] · [K, out]``, int8 weights.
+"""Convolutions and linear layers as products of rows: ``[batch, tokens, K] · [K, out]``, int8 weights, step by step.
 
-Signals have channels last, so the rows of a 1x1 convolution are the signal itself; larger windows are gathered into
-rows. Inputs are bytes and products are MatMulInteger wherever that is safe: kernels without 32-bit multiply-add
-instructions join two products in 16 bits, so that two of the largest products must stay below 2^15. Larger inputs, such
-as the bytes of an image, are cut into several bytes with the same weights; what that does not cover is multiplied as
-whole numbers in float32 or float64, below 2^24 or 2^53.
+The rows of a 1x1 convolution are the signal itself; larger windows are gathered into rows. Inputs are bytes and
+products are MatMulInteger wherever that is safe: kernels without 32-bit multiply-add instructions join two products in
+16 bits, so that two of the largest products must stay below 2^15. Larger inputs, such as the bytes of an image, are cut
+into several bytes with the same weights; what that does not cover is multiplied as whole numbers in float32 or float64,
+below 2^24 or 2^53.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import FunctionProto, TensorProto
+from onnx import TensorProto
 
-from statten_deploy.export.onnx.builder import FUNCTION_DOMAIN, Array, FunctionBody, Shape, Time
-from statten_deploy.export.onnx.integer.bounds import FloatType, exact_float
-from statten_deploy.export.onnx.integer.signals import (
-    ELEMENT,
-    IntegerBuilder,
-    IntegerSignal,
-    channels_last,
-)
-from statten_deploy.fixed_point.arithmetic import CURRENT_SHIFT
+from statten_deploy.export.onnx.builder import Shape
+from statten_deploy.export.onnx.integer.bounds import FloatType
+from statten_deploy.export.onnx.integer.signals import ELEMENT, IntegerBuilder, IntegerSignal
+from statten_deploy.fixed_point.arithmetic import Int
 from statten_deploy.ir.integer import IntegerConv2d, IntegerLinear
 
 PAIR_LIMIT = (1 << 15) - 1
 MAX_PARTS = 4
 """An input is cut into at most so many bytes."""
-GAIN = 1 << CURRENT_SHIFT
-"""Currents leave a product as ``a << 6``."""
-
+TOGETHER = 1 << 16
+"""Layers with at most so many numbers a step multiply all steps at once: there a call costs more than a copy."""
 
 Weighted = IntegerConv2d | IntegerLinear
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """An operand: its value with `len(signs)` times as many channels; ``x = Σ sign · part``."""
-
-    value: str
-    signs: tuple[int, ...]
-    integer: bool
-    time: Time
+def largest_sum(weight: NDArray[np.int64], x: IntegerSignal) -> int:
+    """Bound of every partial sum of a product."""
+    return int(np.abs(weight).reshape(len(weight), -1).sum(1).max(initial=0)) * max(x.range.magnitude, 1)
 
 
-def emit_conv(b: IntegerBuilder, name: str, node: IntegerConv2d, x: IntegerSignal) -> IntegerSignal:
-    """``a = shift(w · window, exponent)``, times the gain; zero padding."""
-    dtype = _product_type(b, name, node, x)
-    rows = _operand(b, name, node, x, dtype)
-    out, per_group, kh, kw = node.weight.shape
-    shape = b.shapes[name]
-    if (kh, kw) != (1, 1) or node.stride != (1, 1) or node.padding != (0, 0):
-        rows = replace(rows, value=_windows(b, name, node, rows, x.shape, shape))
-    weight = node.weight.reshape(node.groups, out // node.groups, per_group, kh * kw).transpose(0, 3, 2, 1)
-    if node.groups > 1:
-        rows = replace(rows, value=_grouped(b, name, node, rows, kh * kw, per_group))
-    return _product(b, name, node, rows, weight, dtype)
+def largest_byte(weight: NDArray[np.int64]) -> int:
+    """The largest input with which two products fit into 16 bits."""
+    return min(PAIR_LIMIT // (2 * (int(np.abs(weight).max(initial=1)) or 1)), 255)
 
 
-def emit_linear(b: IntegerBuilder, name: str, node: IntegerLinear, x: IntegerSignal) -> IntegerSignal:
-    """``a = shift(W s, exponent) + bias``, times the gain."""
-    dtype = _product_type(b, name, node, x)
-    rows = _operand(b, name, node, x, dtype)
-    return _product(b, name, node, rows, node.weight.T[None, None], dtype)
+def product_type(b: IntegerBuilder, name: str, node: Weighted, x: IntegerSignal) -> FloatType:
+    """The float type that holds sums and results."""
+    bias = int(np.abs(node.bias).max(initial=0))
+    return b.float_type(max(b.ranges[name].magnitude + bias, largest_sum(node.weight, x)), name)
+
+
+def emit_rows(b: IntegerBuilder, name: str, node: Weighted, x: IntegerSignal) -> IntegerSignal:
+    """``shift(w · window, exponent) + bias``, times the gain, plus biases of neurons behind it; zero padding."""
+    dtype = product_type(b, name, node, x)
+    operand = _operand(b, name, node, b.ungrouped(x), dtype)
+    layer = _Layer(b, name, node, x.shape, b.shapes[name], operand, dtype)
+    given = operand.signal
+    together = given.time == "steps" and b.time_steps > 1 and int(np.prod(layer.shape)) <= TOGETHER
+    if given.time != "steps" or together:
+        values = [layer.product(layer.rows(None), None)]
+    else:
+        values = [layer.product(layer.rows(step), step) for step in range(b.time_steps)]
+    return IntegerSignal(
+        tuple(values), layer.shape, given.time, dtype, b.ranges[name], layer.gain, layer.addend, together
+    )
 
 
 # operands
 
 
-def _operand(b: IntegerBuilder, name: str, node: Weighted, x: IntegerSignal, dtype: FloatType) -> _Rows:
+@dataclass(frozen=True)
+class _Operand:
+    """What is multiplied: `signal` with `len(signs)` times as many channels; ``x = Σ sign · part``."""
+
+    signal: IntegerSignal
+    signs: tuple[int, ...]
+    integer: bool
+
+
+def _operand(b: IntegerBuilder, name: str, node: Weighted, x: IntegerSignal, dtype: FloatType) -> _Operand:
     """The input as bytes for MatMulInteger, or as whole floats where bytes would overflow a kernel."""
-    heaviest = int(np.abs(node.weight).max(initial=1)) or 1
-    top = min(PAIR_LIMIT // (2 * heaviest), 255)
+    top = largest_byte(node.weight)
     high, low = int(x.range.high.max(initial=0)), int(x.range.low.min(initial=0))
     plus, minus = -(-max(high, 0) // top), -(-max(-low, 0) // top)
-    if plus + minus > MAX_PARTS or _largest_sum(node.weight, x) >= 1 << 31:
-        return _Rows(b.cast(b.regain(x, 1, name), dtype).value, (1,), False, x.time)
-    if (plus, minus) == (1, 0) or x.magnitude == 0:
-        return _Rows(b.cast(b.regain(x, 1, name), np.uint8).value, (1,), True, x.time)
-    plain = b.real(b.regain(x, 1, name), name)
-    parts = [_part(b, name, plain, 1, i * top, top) for i in range(plus)]
-    parts += [_part(b, name, plain, -1, i * top, top) for i in range(minus)]
-    value = b.aux("Concat", parts, name, "parts", axis=-1) if len(parts) > 1 else parts[0]
-    return _Rows(value, (1,) * plus + (-1,) * minus, True, x.time)
+    x = b.whole_numbers(x, name)
+    if plus + minus > MAX_PARTS or largest_sum(node.weight, x) >= 1 << 31:
+        return _Operand(b.cast(x, dtype), (1,), False)
+    if (plus, minus) == (1, 0) or x.range.magnitude == 0:
+        return _Operand(b.cast(x, np.uint8), (1,), True)
+    signs = (1,) * plus + (-1,) * minus
+    starts = [*range(0, plus * top, top), *range(0, minus * top, top)]
+    plain = b.real(x, name)
+
+    def parts(value: str) -> str:
+        cut = [_part(b, value, sign, start, top, plain) for sign, start in zip(signs, starts, strict=True)]
+        return b.aux("Concat", cut, value, "parts", axis=-1) if len(cut) > 1 else cut[0]
+
+    return _Operand(b.apply(plain, f"parts_{top}", parts, dtype=np.uint8), signs, True)
 
 
-def _largest_sum(weight: NDArray[np.int64], x: IntegerSignal) -> int:
-    """Bound of every partial sum of a product."""
-    return int(np.abs(weight).reshape(len(weight), -1).sum(1).max(initial=0)) * max(x.magnitude, 1)
-
-
-def _part(b: IntegerBuilder, name: str, x: IntegerSignal, sign: int, start: int, top: int) -> str:
+def _part(b: IntegerBuilder, value: str, sign: int, start: int, top: int, x: IntegerSignal) -> str:
     """``clip(sign · x - start, 0, top)`` as a byte; over all starts these add up to the positive part of sign · x."""
     what = f"part_{'plus' if sign > 0 else 'minus'}_{start}"
-    value = b.aux("Neg", [x.value], name, f"{what}/negative") if sign < 0 else x.value
+    part = b.aux("Neg", [value], value, f"{what}/negative") if sign < 0 else value
     if start:
-        value = b.aux("Sub", [value, b.number(start, x.dtype)], name, f"{what}/above")
+        part = b.aux("Sub", [part, b.number(start, x.dtype)], value, f"{what}/above")
     limits = [b.number(0, x.dtype), b.number(top, x.dtype)]
-    clipped = b.aux("Clip", [value, *limits], name, f"{what}/clipped")
-    return b.aux("Cast", [clipped], name, what, to=TensorProto.UINT8)
-
-
-def _windows(b: IntegerBuilder, name: str, node: IntegerConv2d, rows: _Rows, given: Shape, shape: Shape) -> str:
-    """Every window as one row [rows, H', W', kh · kw · channels], by one Gather of the padded plane."""
-    (ph, pw), (kh, kw) = node.padding, node.weight.shape[2:]
-    height, width = given[1] + 2 * ph, given[2] + 2 * pw
-    channels = given[0] * len(rows.signs)
-    index = _window_index(b.whole, node, shape, width)
-    pads = [b.ints(0, ph, pw, 0, 0, ph, pw, 0)] if ph or pw else []
-    flat = [b.ints(-1, height * width, channels), index, b.ints(-1, *shape[1:], kh * kw * channels)]
-    function = b.variant("Windows", (bool(pads),), lambda named: _windows_function(named, padded=bool(pads)))
-    return b.call_aux(function, [rows.value, *pads, *flat], name, "windows")
-
-
-def _windows_function(name: str, *, padded: bool) -> FunctionProto:
-    body = FunctionBody()
-    value = body.op("Pad", ["x", "pads"], "padded") if padded else "x"
-    plane = body.op("Reshape", [value, "plane"], "pixels")
-    taken = body.op("Gather", [plane, "index"], "taken", axis=1)
-    body.op("Reshape", [taken, "rows"], "y")
-    inputs = ["x", *(["pads"] if padded else []), "plane", "index", "rows"]
-    return body.function(
-        name, inputs, "Windows of x [rows, H, W, C] as rows: y [rows, H', W', window · C], zero padding"
-    )
-
-
-def _window_index(b: IntegerBuilder, node: IntegerConv2d, shape: Shape, width: int) -> str:
-    """Positions in the padded plane, [H', W', kh · kw]: a sum of two small tables, so that the file stays small."""
-    (kh, kw), (sh, sw), (dh, dw) = node.weight.shape[2:], node.stride, node.dilation
-    key = (shape[1:], kh, kw, node.stride, node.dilation, width)
-
-    def write() -> str:
-        name = b.unique(f"index/{shape[1]}x{shape[2]}")
-        row = (np.arange(shape[1])[:, None] * sh + np.arange(kh) * dh) * width
-        column = np.arange(shape[2])[:, None] * sw + np.arange(kw) * dw
-        tables = [
-            b.array(f"{name}.rows", row[:, None, :, None].astype(np.int32)),
-            b.array(f"{name}.columns", column[None, :, None, :].astype(np.int32)),
-        ]
-        return b.reshape(b.aux("Add", tables, name, "window"), (*shape[1:], kh * kw), name, "flat")
-
-    return b.once(("window", key), write)
-
-
-def _grouped(b: IntegerBuilder, name: str, node: IntegerConv2d, rows: _Rows, window: int, per_group: int) -> str:
-    """[groups, rows, window · parts · channels of a group]."""
-    parts = len(rows.signs)
-    split = b.reshape(rows.value, (-1, window, parts, node.groups, per_group), name, "by_group")
-    apart = b.aux("Transpose", [split], name, "groups", perm=[3, 0, 1, 2, 4])
-    return b.reshape(apart, (node.groups, -1, window * parts * per_group), name, "group_rows")
+    clipped = b.aux("Clip", [part, *limits], value, f"{what}/clipped")
+    return b.aux("Cast", [clipped], value, what, to=TensorProto.UINT8)
 
 
 # products
 
 
-def _product_type(b: IntegerBuilder, name: str, node: Weighted, x: IntegerSignal) -> FloatType:
-    """The float type that holds sums and results."""
-    bias = int(np.abs(node.bias).max(initial=0))
-    return exact_float(max(b.ranges[name].magnitude + bias, _largest_sum(node.weight, x)), name)
+class _Layer:
+    """One weighted node: its constants, its windows and its products."""
 
+    def __init__(
+        self,
+        b: IntegerBuilder,
+        name: str,
+        node: Weighted,
+        given: Shape,
+        shape: Shape,
+        operand: _Operand,
+        dtype: FloatType,
+    ) -> None:
+        self.b, self.name, self.node, self.given, self.shape = b, name, node, given, shape
+        self.source = b.originals.get(name, name)
+        self.operand, self.dtype = operand, dtype
+        self.gain = b.gains.get(name, 1)
+        self.addend = b.addends.get(name)
+        self.tokens, self.channels = b.stored(shape)
+        self.steps = b.time_steps if operand.signal.time == "steps" else 1
+        weight = node.weight if isinstance(node, IntegerConv2d) else node.weight[:, :, None, None]
+        self.groups = node.groups if isinstance(node, IntegerConv2d) else 1
+        out, self.per_group, *self.kernel = weight.shape
+        window = self.kernel[0] * self.kernel[1]
+        stored = weight.reshape(self.groups, out // self.groups, self.per_group, window).transpose(0, 3, 2, 1)
+        self.window = window
+        self.weight = self._weight(stored)
+        self.floors = bool(np.any(node.exponent < 0))
+        gain = 1 if self.floors else self.gain
+        scale = np.ldexp(np.float64(gain), node.exponent.astype(np.int32))
+        self.scale = b.whole.once((self.source, "scale"), lambda: b.array(f"{self.source}.scale", scale.astype(dtype)))
+        added = node.bias * self.gain + (0 if self.addend is None else self.addend)
+        self.bias = ""
+        if added.any():
+            stored_bias = added.astype(dtype)
+            self.bias = b.whole.once((self.source, "bias"), lambda: b.array(f"{self.source}.bias", stored_bias))
 
-def _product(
-    b: IntegerBuilder, name: str, node: Weighted, rows: _Rows, weight: NDArray[np.int64], dtype: FloatType
-) -> IntegerSignal:
-    """``(Σ w s) · 2^exponent`` (rounded down where an exponent is negative) times the gain, plus what is added to it.
-
-    `weight` [groups, window, channels, out].
-    """
-    shape, groups = b.shapes[name], weight.shape[0]
-    gain = GAIN if name in b.currents_of_neurons else 1
-    floor = bool(np.any(node.exponent < 0))
-    exponent = node.exponent if floor else node.exponent + int(np.log2(gain))
-    inputs = {"x": rows.value, "weight": _weight(b.whole, name, weight, rows.signs)}
-    if groups > 1:
-        inputs["rows"] = b.ints(-1, *channels_last(shape))
-    if rows.integer and dtype == np.float32:
-        inputs["one"] = b.one()
-    inputs["exponent"] = b.array(f"{name}.exponent", exponent.astype(np.int8))
-    terms = tuple(inputs)
-    function = b.variant(
-        "IntegerProduct",
-        (rows.integer, dtype, terms),
-        lambda named: _product_function(named, terms, b.powers, integer=rows.integer, dtype=dtype),
-    )
-    addend = _addend(b, name, node, gain)
-    if floor or addend.any():
-        biased, after_floor = bool(addend.any()), gain if floor else 0
-        if biased:
-            inputs["bias"] = b.integers(f"{name}.bias", addend)
-        b.register(function)
-        product, key = function, (function.name, after_floor, biased)
-        function = b.variant(
-            "IntegerCurrent",
-            key,
-            lambda named: _current_function(named, product, after_floor, dtype, biased=biased),
+    def rows(self, step: int | None) -> str:
+        """The rows of a step, or of all of them."""
+        b, signal, node = self.b, self.operand.signal, self.node
+        strided = isinstance(node, IntegerConv2d) and (
+            self.kernel != [1, 1] or node.stride != (1, 1) or node.padding != (0, 0)
         )
-    b.call(function, list(inputs.values()), name)
-    return IntegerSignal(b.result_name(name), shape, rows.time, dtype, b.ranges[name], gain)
+        if not strided:
+            return b.all_steps(signal) if step is None else b.each(signal)[step]
+        return self._windows(step)
 
+    def product(self, rows: str, step: int | None) -> str:
+        """The result of a step (or of all) from its rows [batch, tokens, K]."""
+        b, label = self.b, self.b.label(self.name, step)
+        if self.groups > 1:
+            rows = self._grouped(rows, label)
+        if self.operand.integer:
+            value = b.aux("MatMulInteger", [rows, self.weight], label, "sum")
+        else:
+            weight = b.whole.once(
+                (self.weight, "real"),
+                lambda: b.whole.aux("Cast", [self.weight], self.weight, "real", to=ELEMENT[np.dtype(self.dtype)]),
+            )
+            value = b.aux("MatMul", [rows, weight], label, "sum")
+        if self.groups > 1:  # [groups, rows, out of a group]
+            value = b.aux("Transpose", [value], label, "apart", perm=[1, 0, 2])
+            count = self.tokens * (self.steps if step is None else 1)
+            value = b.reshape(value, (-1, count, self.channels), label, "joined")
+        if self.operand.integer:
+            value = b.aux("Cast", [value], label, "whole", to=ELEMENT[np.dtype(self.dtype)])
+        scale = self.scale
+        if self.operand.integer and self.dtype is np.float32:
+            scale = b.aux("Mul", [b.one(), scale], label, "scale")
+        value = b.aux("Mul", [value, scale], label, "current")
+        if self.floors:
+            value = b.aux("Floor", [value], label, "floored")
+            if self.gain != 1:
+                value = b.aux("Mul", [value, b.number(self.gain, self.dtype)], label, "gained")
+        if self.bias:
+            value = b.aux("Add", [value, self.bias], label, "biased")
+        return b.rename(value, self.name, step)
 
-def _product_function(
-    name: str, inputs: tuple[str, ...], powers: Array, *, integer: bool, dtype: FloatType
-) -> FunctionProto:
-    body = FunctionBody()
-    element = ELEMENT[np.dtype(dtype)]
-    if integer:
-        value = body.op("MatMulInteger", ["x", "weight"], "sum")
-    else:
-        value = body.op("MatMul", ["x", body.op("Cast", ["weight"], "w", to=element)], "sum")
-    if "rows" in inputs:  # [groups, rows, out of a group]
-        apart = body.op("Transpose", [value], "apart", perm=[1, 0, 2])
-        value = body.op("Reshape", [apart, "rows"], "joined")
-    if integer:
-        value = body.op("Cast", [value], "whole", to=element)
-    exponent = body.op("Cast", ["exponent"], "e", to=TensorProto.INT32)
-    scale = body.op("Gather", [body.constant(powers, dtype, "powers"), exponent], "scale")
-    factor = body.op("Mul", ["one", scale], "factor") if "one" in inputs else scale
-    body.op("Mul", [value, factor], "y")
-    return body.function(name, inputs, "y = x · weight · 2^exponent\nexponent per channel")
+    def _weight(self, stored: Int) -> str:
+        """[groups, K, out], or [K, out] for one group; repeated per byte where the input was cut into several."""
+        b, name, signs = self.b.whole, self.source, self.operand.signs
+        groups, window, channels, out = stored.shape
 
+        def write() -> str:
+            if len(signs) == 1:
+                full = stored.reshape(groups, window * channels, out)
+                return b.array(f"{name}.weight", (full[0] if groups == 1 else full).astype(np.int8))
+            weight = b.array(f"{name}.weight", stored.astype(np.int8))
+            negative = b.aux("Neg", [weight], f"{name}.weight", "negative") if -1 in signs else ""
+            parts = [weight if sign > 0 else negative for sign in signs]
+            repeated = b.aux("Concat", parts, f"{name}.weight", "parts", axis=2)
+            lead = (groups,) if groups > 1 else ()
+            return b.reshape(repeated, (*lead, window * len(signs) * channels, out), f"{name}.weight", "rows")
 
-def _current_function(
-    name: str, product: FunctionProto, gain_after_floor: int, dtype: FloatType, *, biased: bool
-) -> FunctionProto:
-    """What stands behind some products: rounding, where exponents are negative, and a bias."""
-    body = FunctionBody()
-    inputs = list(product.input)
-    value = body.op(product.name, inputs, "product", domain=FUNCTION_DOMAIN)
-    equation = "x · weight · 2^exponent"
-    if gain_after_floor:
-        gain = body.constant(gain_after_floor, dtype, "gain")
-        value = body.op("Mul", [body.op("Floor", [value], "floored"), gain], "current")
-        equation = f"{gain_after_floor} · floor({equation})"
-    if biased:
-        body.op("Add", [value, body.op("Cast", ["bias"], "b", to=ELEMENT[np.dtype(dtype)])], "biased")
-        inputs.append("bias")
-        equation += " + bias"
-    body.name_last("y")
-    return body.function(name, inputs, f"y = {equation}")
+        written: str = b.once((name, "weight"), write)
+        return written
 
+    def _windows(self, step: int | None) -> str:
+        """Every window of a step (or of all) as one row [batch, H'·W', window · channels].
 
-def powers_of_two(nodes: Iterable[Weighted]) -> Array:
-    """A table with ``table[e] = 2^e`` for every exponent; negative ones count from its end, as Gather does."""
-    exponents = np.concatenate([np.zeros(1, dtype=np.int64), *(node.exponent for node in nodes)])
-    low, high = int(exponents.min()), int(exponents.max()) + CURRENT_SHIFT
-    return np.asarray(2.0 ** np.array([*range(high + 1), *range(low, 0)]))
+        First the columns of each window side by side, by slices of all steps, then its lines, by one Gather: what a
+        Gather costs is its number of rows, which these are a third of. It takes from all steps, behind a row of zeros
+        for the padding; so layers are computed one after the other, and what a layer remembers is still in the cache at
+        its next step.
+        """
+        b, node = self.b, self.node
+        assert isinstance(node, IntegerConv2d)
+        label = b.label(self.name, step)
+        source = self._columns()
+        rows, channels = self.tokens * (self.steps if step is None else 1), self.given[0] * len(self.operand.signs)
+        if node.padding[0]:
+            inner, zero = source, b.ints(0, 1, 0, 0, 0, 0)
+            source = b.once((inner, "padded"), lambda: b.aux("Pad", [inner, zero], inner, "padded"))
+        index = self._index(0 if step is None else step, self.steps if step is None else 1)
+        taken = b.aux("Gather", [source, index], label, "taken", axis=1)
+        return b.reshape(taken, (-1, rows, self.window * channels), label, "windows")
 
+    def _columns(self) -> str:
+        """All steps [batch, steps · H · W', kernel width · channels]: the columns of each window side by side."""
+        b, node, source = self.b, self.node, self.b.all_steps(self.operand.signal)
+        assert isinstance(node, IntegerConv2d)
+        (_, height, width), columns, taps = self.given, self.shape[2], self.kernel[1]
+        pad, stride, dilation = node.padding[1], node.stride[1], node.dilation[1]
+        channels = self.given[0] * len(self.operand.signs)
+        if (taps, pad, stride) == (1, 0, 1):
+            return source
 
-def _weight(b: IntegerBuilder, name: str, weight: NDArray[np.int64], signs: tuple[int, ...]) -> str:
-    """[groups, K, out], or [K, out] for one group; repeated per byte where the input was cut into several."""
-    groups, window, channels, out = weight.shape
-    if len(signs) == 1:
-        full = weight.reshape(groups, window * channels, out)
-        return b.array(f"{name}.weight", (full[0] if groups == 1 else full).astype(np.int8))
-    stored = b.array(f"{name}.weight", weight.astype(np.int8))
-    negative = b.aux("Neg", [stored], f"{name}.weight", "negative") if -1 in signs else ""
-    repeated = b.aux("Concat", [stored if sign > 0 else negative for sign in signs], f"{name}.weight", "parts", axis=2)
-    lead = (groups,) if groups > 1 else ()
-    return b.reshape(repeated, (*lead, window * len(signs) * channels, out), f"{name}.weight", "rows")
+        def write() -> str:
+            value = b.reshape(source, (-1, width, channels), source, "lines")
+            if pad:
+                value = b.aux("Pad", [value, b.ints(0, pad, 0, 0, pad, 0)], source, "padded_lines")
+            shifted = []
+            for tap in range(taps):
+                first = tap * dilation
+                limits = [b.ints(first), b.ints(first + (columns - 1) * stride + 1), b.ints(1), b.ints(stride)]
+                shifted.append(b.aux("Slice", [value, *limits], source, f"column_{tap}"))
+            value = b.aux("Concat", shifted, source, "columns", axis=2) if taps > 1 else shifted[0]
+            return b.reshape(value, (-1, self.steps * height * columns, taps * channels), source, "wide")
 
+        wide: str = b.once((source, "columns", columns, taps, pad, stride, dilation), write)
+        return wide
 
-def _addend(b: IntegerBuilder, name: str, node: Weighted, gain: int) -> NDArray[np.int64]:
-    """What is added per channel: its own bias, the bias of the one neuron layer behind."""
-    return node.bias * gain + b.neuron_biases.get(name, 0)
+    def _index(self, first: int, count: int) -> str:
+        """Rows of `_columns` that make the windows, [count · H' · W' · kernel height]: sums of small tables."""
+        node, b = self.node, self.b.whole
+        assert isinstance(node, IntegerConv2d)
+        height, (lines, columns) = self.given[1], self.shape[1:]
+        padded = int(node.padding[0] > 0)
+        outside = -2 * self.steps * height * columns - 2  # with anything added still negative: the row of zeros
+        key = ("window", height, lines, columns, self.kernel[0], node.stride[0], node.padding[0], node.dilation[0])
+
+        def tables() -> str:
+            label = b.unique(f"index/{lines}x{columns}")
+            at = np.arange(lines)[:, None] * node.stride[0] - node.padding[0]
+            at = at + np.arange(self.kernel[0]) * node.dilation[0]
+            at = np.where((at >= 0) & (at < height), at * columns, outside)
+            small = [
+                b.array(f"{label}.lines", at[:, None, :].astype(np.int32)),
+                b.array(f"{label}.columns", np.arange(columns, dtype=np.int32).reshape(1, -1, 1)),
+            ]
+            return b.aux("Add", small, label, "window")
+
+        window: str = b.once((*key, self.steps), tables)
+
+        def shifted() -> str:
+            start = np.arange(first, first + count) * height * columns + padded
+            table = b.array(f"{window}/start", start.astype(np.int32).reshape(-1, 1, 1, 1))
+            index = b.aux("Add", [window, table], window, "step")
+            if padded:
+                index = b.aux("Max", [index, b.number(0, np.int32)], window, "inside")
+            return b.reshape(index, (-1,), window, "flat")
+
+        index: str = b.once((*key, self.steps, first, count), shifted)
+        return index
+
+    def _grouped(self, rows: str, label: str) -> str:
+        """[groups, rows, window · parts · channels of a group]."""
+        b, parts = self.b, len(self.operand.signs)
+        split = b.reshape(rows, (-1, self.window, parts, self.groups, self.per_group), label, "by_group")
+        apart = b.aux("Transpose", [split], label, "groups", perm=[3, 0, 1, 2, 4])
+        return b.reshape(apart, (self.groups, -1, self.window * parts * self.per_group), label, "group_rows")

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from statten_deploy.errors import UnsupportedError
-from statten_deploy.export.onnx.integer import build_integer_onnx
+from statten_deploy.export.onnx.integer import FLAVOURS, build_integer_onnx
 from statten_deploy.export.onnx.integer.bounds import plan_neuron
 from statten_deploy.fixed_point.arithmetic import STATE_MAX, lif_step, synapse_step
 from statten_deploy.fixed_point.ranges import Interval
@@ -138,7 +138,7 @@ def test_input_exponent_shifts_the_sum_of_all_inputs(exponent: int) -> None:
 def test_nothing_is_left_out_that_can_happen() -> None:
     """Random small neurons by brute force: what the plan denies does not occur, and its type holds every number."""
     rng = np.random.default_rng(0)
-    denied = {"wrap": 0, "saturate": 0, "truncate": 0}
+    denied = {"wrap": 0, "saturate": 0, "truncate": 0, "split": 0}
     for _ in range(300):
         low, high = sorted(rng.integers(-(1 << rng.integers(4, 21)), 1 << rng.integers(4, 21), 2).tolist())
         node = IntegerLIF(
@@ -153,7 +153,7 @@ def test_nothing_is_left_out_that_can_happen() -> None:
         limit = 1 << 24 if plan.dtype is np.float32 else 1 << 53
         bias = node.bias_mantissa << node.bias_exponent
         u, v = np.zeros(64, dtype=np.int64), np.zeros(64, dtype=np.int64)
-        for _ in range(8):
+        for step in range(8):
             a = np.where(rng.random(64) < 0.5, rng.choice([low, high], 64), rng.integers(low, high + 1, 64))
             share = v * (4096 - node.dv)
             before, total = u * (4095 - node.du), a << 6
@@ -162,32 +162,72 @@ def test_nothing_is_left_out_that_can_happen() -> None:
                 unwrapped = np.sign(before) * (np.abs(before) >> 12) + total
                 np.testing.assert_array_equal(u, unwrapped)
                 denied["wrap"] += 1
-            if plan.exact:
+            if 1 <= step <= plan.whole:
                 assert not np.any(share % 4096)
                 denied["truncate"] += 1
             left = np.sign(share) * (np.abs(share) >> 12)
             unclipped = left + u + bias
             if not plan.saturates:
-                assert np.abs(unclipped).max() <= STATE_MAX
+                assert unclipped.min() >= -STATE_MAX
+                assert np.all((unclipped <= STATE_MAX) | (unclipped > node.threshold << 6))  # then it fires anyway
                 denied["saturate"] += 1
-            assert max(np.abs(n).max() for n in (unclipped, u + bias, left)) < limit
-            for product in (share, before):  # exact in a float of that many bits
-                assert np.array_equal(product.astype(plan.dtype).astype(np.int64), product)
+            assert np.abs(left).max() < limit
+            drive = u + bias
+            assert np.array_equal(u.astype(plan.dtype).astype(np.int64), u)
+            assert np.all((np.abs(drive) < limit) | (np.abs(drive + left) > STATE_MAX))
+            for product, split in zip((share, before), plan.splits, strict=True):  # exact in a float of so many bits
+                if split:
+                    denied["split"] += 1
+                else:
+                    assert np.array_equal(product.astype(plan.dtype).astype(np.int64), product)
             _, v, _ = lif_step(v, u, dv=node.dv, bias=bias, threshold=node.threshold)
     assert min(denied.values()) > 50
 
 
-def test_terms_that_do_nothing_are_left_out() -> None:
-    """Small currents neither wrap nor saturate; without a bias and for few steps nothing is truncated either."""
+@pytest.mark.parametrize("exponent", [0, 1, 2, 3, 4])
+def test_terms_that_do_nothing_are_left_out(exponent: int) -> None:
+    """Small currents neither wrap nor saturate; a bias that is a multiple of 2^e leaves e halvings without a rest."""
     rng = np.random.default_rng(0)
     layer = linear(rng, 6, 4, exponent=np.full(6, -4))
-    without_bias = lif(rng, (6,), bias_mantissa=np.zeros(6))
-    for neurons, casts in ((lif(rng, (6,)), 3), (without_bias, 1)):
-        model = build_integer_onnx(integer_graph((4,), layer, neurons))
-        (step,) = (function for function in model.functions if function.name == "IntegerLIFStep")
-        kinds = [node.op_type for node in step.node]
-        assert not {"Greater", "Clip"} & set(kinds)
-        assert kinds.count("Cast") == casts
+    neurons = lif(rng, (6,), bias_mantissa=np.full(6, 777), bias_exponent=np.full(6, exponent))
+    graph = integer_graph((4,), layer, neurons)
+    agree(graph, counts(rng, graph, batch=30), *EVERYWHERE)
+    mine = [node for node in build_integer_onnx(graph).graph.node if node.output[0].startswith("n1/")]
+    kinds = [node.op_type for node in mine]
+    assert not {"LessOrEqual", "Clip"} & set(kinds)
+    assert kinds.count("Cast") == 4 + 2 * max(0, 3 - exponent)  # spikes of four steps, and truncations
+
+
+def test_biases_travel_with_the_currents() -> None:
+    """A residual stream: every product adds what the next layer's bias has more, the readout's pool sees none of it."""
+    rng = np.random.default_rng(3)
+    shape = (4, 3, 3)
+    nodes = {
+        "x": nir.Input({"input": np.array([2, 3, 3])}),
+        "encoder": integer_graph((2,)).nodes["encoder"],
+        "in": conv(rng, 4, 2, largest=20),
+        "first": lif(rng, shape, 5000),
+        "a": conv(rng, 4, 4, 1),
+        "second": lif(rng, shape, 5000),
+        "b": conv(rng, 4, 4, 1),
+        "pool": IntegerSumPool2d((3, 3), (3, 3), -2),
+        "third": lif(rng, (4, 1, 1), 5000),
+        "y": nir.Output({"output": None}),
+    }
+    edges = [("x", "encoder"), ("encoder", "in"), ("in", "first"), ("first", "a"), ("second", "b"), ("third", "y")]
+    edges += [(source, "second") for source in ("in", "a")] + [(source, "pool") for source in ("in", "a", "b")]
+    graph = with_hints(nodes, [*edges, ("pool", "third")])
+    result = agree(graph, counts(rng, graph), *EVERYWHERE)
+    assert all(0 < result.spikes[name].mean() < 1 for name in ("first", "second", "third"))
+    bias = {
+        name: (node.bias_mantissa << node.bias_exponent).ravel() for name, node in nodes.items() if name[-1] in "td"
+    }
+    for flavour in FLAVOURS:
+        model = build_integer_onnx(graph, flavour=flavour)
+        stored = {tensor.name: onnx.numpy_helper.to_array(tensor).ravel() for tensor in model.graph.initializer}
+        np.testing.assert_array_equal(stored["in.bias"], bias["first"])
+        np.testing.assert_array_equal(stored["a.bias"], bias["second"] - bias["first"])
+        np.testing.assert_array_equal(stored["b.bias"], -bias["second"])
 
 
 # products
@@ -207,8 +247,9 @@ def test_bytes_of_an_image(zero_point: int, bits: int) -> None:
     x[0], x[1] = 255, 0
     agree(graph, x, *EVERYWHERE)
     model = build_integer_onnx(graph)
-    model.graph.output.append(onnx.helper.make_empty_tensor_value_info("n0/parts"))
-    parts = in_onnxruntime()(model, {"x": x})["n0/parts"]
+    (product,) = (node for node in model.graph.node if node.op_type == "MatMulInteger")
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(product.input[0]))
+    parts = in_onnxruntime()(model, {"x": x})[product.input[0]]
     assert parts.dtype == np.uint8
     assert 2 * int(parts.max()) * largest < 1 << 15
     assert "MatMul" not in operators(graph)
@@ -246,7 +287,7 @@ def test_currents_into_weights_are_multiplied_as_whole_floats() -> None:
     result = agree(graph, counts(rng, graph), *EVERYWHERE)
     assert 0 < result.spikes["n3"].mean() < 1
     larger = (*layers[:2], conv(rng, 4, 3, exponent=np.full(4, 24)), *layers[1:])
-    with pytest.raises(UnsupportedError, match=r"'n5': its numbers can reach \d+, expected less than 2\^53"):
+    with pytest.raises(UnsupportedError, match=r"'n2': its numbers can reach \d+, expected less than 2\^53"):
         build_integer_onnx(integer_graph((2, 5, 5), *larger))
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from statten_deploy.export.onnx.integer import build_integer_onnx
+from statten_deploy.export.onnx.integer import FLAVOURS, Flavour, build_integer_onnx
 from statten_deploy.fixed_point.runner import IntegerRunner
 from statten_deploy.frontend import build_graph
 from statten_deploy.models.checkpoint import load_model
 from statten_deploy.quantize import QuantizeOptions, quantize
 from statten_deploy.train.data import load_arrays
-from tests.export.onnx.integer_harness import ALL, OFF, agree, in_onnxruntime, in_reference, quantised
+from tests.export.onnx.integer_harness import ALL, OFF, agree, in_onnxruntime, in_openvino, in_reference, quantised
 
 ZOO = Path(__file__).resolve().parents[3] / "models/zoo"
 
@@ -30,10 +30,17 @@ def test_no_optimisation_and_the_reference_evaluator_give_the_same(variant: str)
     agree(graph, x, in_onnxruntime(OFF), in_onnxruntime(ALL, threads=2), in_reference)
 
 
+@pytest.mark.parametrize("variant", ["static", "token", "plif", "normalised", "dvs", "dvs-strided-sliding", "dvs-sdt"])
+def test_openvino_gives_the_same(variant: str) -> None:
+    """It has no float64, and makes other kernels of the same graph."""
+    graph, x = quantised(variant, image_size=(8, 8), embed_dim=16)
+    agree(graph, x, in_openvino)
+
+
 @pytest.mark.parametrize("variant", ["static", "dvs", "plif", "sliding"])
 def test_sixteen_steps_truncate(variant: str) -> None:
     graph, x = quantised(variant, time_steps=16, chunk_size=4)
-    agree(graph, x)
+    agree(graph, x, in_onnxruntime(), in_openvino)
 
 
 @pytest.mark.parametrize("variant", ["static", "frames"])
@@ -62,13 +69,15 @@ def test_the_batch_is_free() -> None:
         np.testing.assert_array_equal(in_onnxruntime()(model, {"image": x[i : i + 1]})["logits"], together[i : i + 1])
 
 
-@pytest.mark.parametrize("variant", ["static", "dvs-sdt"])
-def test_spike_counts(variant: str) -> None:
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("variant", ["static", "dvs", "dvs-sdt"])
+def test_spike_counts(variant: str, flavour: Flavour) -> None:
     graph, x = quantised(variant)
-    model = build_integer_onnx(graph, spike_counts=True)
-    found = in_onnxruntime()(model, {model.graph.input[0].name: x})
+    model = build_integer_onnx(graph, spike_counts=True, flavour=flavour)
     expected = IntegerRunner(graph).run(x).spike_counts
-    assert found.keys() == {"logits"} | {f"spike_counts/{name}" for name in expected}
-    for name, count in expected.items():
-        assert found[f"spike_counts/{name}"].dtype == np.int64
-        np.testing.assert_array_equal(found[f"spike_counts/{name}"], count, err_msg=name)
+    for run in (in_onnxruntime(), in_openvino):
+        found = run(model, {model.graph.input[0].name: x})
+        assert found.keys() == {"logits"} | {f"spike_counts/{name}" for name in expected}
+        for name, count in expected.items():
+            assert found[f"spike_counts/{name}"].dtype == np.int64
+            np.testing.assert_array_equal(found[f"spike_counts/{name}"], count, err_msg=name)

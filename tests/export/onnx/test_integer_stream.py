@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from statten_deploy.export.onnx.integer import Probes, build_integer_onnx, with_probes
+from statten_deploy.export.onnx.integer import Flavour, Probes, build_integer_onnx, with_probes
 from statten_deploy.fixed_point.runner import IntegerRunner, real_outputs
 from statten_deploy.ir import input_names
 from statten_deploy.ir.integer import IntegerLIF
@@ -44,9 +44,11 @@ def long(graph: nir.NIRGraph, steps: int) -> nir.NIRGraph:
     return nir.NIRGraph(graph.nodes, graph.edges, metadata=metadata, type_check=False)
 
 
-def agree(graph: nir.NIRGraph, x: np.ndarray, steps: int, run: Run | None = None) -> list[dict[str, np.ndarray]]:
+def agree(
+    graph: nir.NIRGraph, x: np.ndarray, steps: int, run: Run | None = None, flavour: Flavour = "integer"
+) -> list[dict[str, np.ndarray]]:
     """Calls over `steps` steps, which may be more than the graph says, against the runner. Returns the calls."""
-    model = build_integer_onnx(graph, layout="stream")
+    model = build_integer_onnx(graph, layout="stream", flavour=flavour)
     onnx.checker.check_model(model, full_check=True)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     probed, probes = with_probes(model)
@@ -68,17 +70,21 @@ def agree(graph: nir.NIRGraph, x: np.ndarray, steps: int, run: Run | None = None
     return calls
 
 
-@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+@pytest.mark.parametrize(
+    ("flavour", "granularity"), [("integer", "channel"), ("integer", "tensor"), ("qdq", "channel")]
+)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_networks_are_the_integer_runner(variant: str, granularity: str) -> None:
+def test_networks_are_the_integer_runner(variant: str, flavour: Flavour, granularity: str) -> None:
     graph, x = quantised(variant, granularity=granularity)
-    calls = agree(graph, x, 4)
+    calls = agree(graph, x, 4, flavour=flavour)
     assert len(calls) == 4 // VARIANTS[variant]
     expected = real_outputs(graph, IntegerRunner(graph).run(x).outputs)["logits"]
     np.testing.assert_array_equal(calls[-1]["logits"], expected)
-    sequence = in_onnxruntime()(build_integer_onnx(graph, spike_counts=True), {input_names(graph)[0]: x})
+    model = build_integer_onnx(graph, spike_counts=True, flavour=flavour)
+    sequence = in_onnxruntime()(model, {input_names(graph)[0]: x})
     np.testing.assert_array_equal(calls[-1]["logits"], sequence["logits"])
-    counted = chained(build_integer_onnx(graph, spike_counts=True, layout="stream"), {input_names(graph)[0]: x}, 4)
+    model = build_integer_onnx(graph, spike_counts=True, layout="stream", flavour=flavour)
+    counted = chained(model, {input_names(graph)[0]: x}, 4)
     for name in sequence.keys() - {"logits"}:
         np.testing.assert_array_equal(sum(call[name] for call in counted), sequence[name], err_msg=name)
 
@@ -164,10 +170,12 @@ def test_states_are_named_and_described() -> None:
     states = {state["input"]: state for state in json.loads(told["states"])}
     attention = "state/block.0.attn.statten.kv"
     readout = next(name for name in states if name.endswith(".sum"))
+    joint = {f"block.0.attn.{port}_lif" for port in "qkv"}
+    layers = (layers - joint) | {"block.0.attn.q_lif+k_lif+v_lif"}
     assert states.keys() == {*(f"state/{layer}.v" for layer in layers), attention, readout, "state/steps"}
-    assert states[attention]["shape"] == ["batch", 1, 1, 4, 8, 8]
+    assert states[attention]["shape"] == ["batch", 1, 4, 8, 8]
     assert states[readout]["dtype"] == states["state/steps"]["dtype"] == "int64"
-    assert states["state/head_lif.v"]["shape"] == ["batch", 32]
+    assert states["state/head_lif.v"]["shape"] == ["batch", 1, 32]
 
 
 def test_probes_of_a_stream_have_the_steps_of_a_call() -> None:
