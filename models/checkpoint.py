@@ -97,17 +97,16 @@ def load_model(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 
 
 def build_model(checkpoint: Checkpoint) -> STAtten:
-    """The network of an already loaded checkpoint, in evaluation mode."""
+    """The network of an already loaded checkpoint, in evaluation mode; its weights are the checkpoint's own tensors."""
     with torch.device("meta"):
         model = STAtten(checkpoint.config)
-    model = model.to_empty(device="cpu")
+    model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
     _restore_buffers(model, checkpoint.config)
-    model.load_state_dict(checkpoint.state_dict, strict=True)
     return model.eval()
 
 
 def _restore_buffers(model: STAtten, config: ModelConfig) -> None:
-    """Non-persistent buffers are not in the state dict; `to_empty` left them undefined."""
+    """Non-persistent buffers are not in the state dict."""
     for name, values in (("mean", config.mean), ("std", config.std)):
         setattr(model, name, torch.tensor(values or (), dtype=torch.float32).view(-1, 1, 1))
 

@@ -262,11 +262,12 @@ def _quantize_options(source: Source, target: Target, options: ExportOptions) ->
 
 
 def _verify(subject: Subject, target: Target, path: Path, samples: Array) -> Agreement:
-    candidate = TARGETS[target].run(subject, path)
+    run = TARGETS[target].run
     if subject.integer:
         reference = FixedExecutor(subject.graph, membranes=True)
-        return verify_exact(reference, cast(IntegerExecutor, candidate), samples)
-    return verify_against(subject.source.reference, candidate, samples, subject.source.yardstick)
+        return verify_exact(reference, cast(IntegerExecutor, run(subject, path)), samples)
+    # No name for the candidate here: `verify_against` lets go of it before the yardstick runs.
+    return verify_against(subject.source.reference, run(subject, path), samples, subject.source.yardstick)
 
 
 def _refusal(path: Path, agreement: Agreement) -> str:

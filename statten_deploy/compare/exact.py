@@ -31,6 +31,7 @@ def verify_exact(reference: IntegerExecutor, candidate: IntegerExecutor, samples
     Layers whose membranes the candidate cannot show are compared in their spikes, and a note says so.
     """
     agreement = Agreement(reference.name, candidate.name, exact=True)
+    hidden: list[str] = []
     start, step = 0, 1  # the first sample alone tells how much memory one takes
     while start < len(samples):
         batch = samples[start : start + step]
@@ -38,9 +39,10 @@ def verify_exact(reference: IntegerExecutor, candidate: IntegerExecutor, samples
         if not same_interface(agreement, expected, found):
             break
         compare_integers(agreement, expected, found, start)
+        hidden = sorted(expected.membranes.keys() - found.membranes.keys())
         start += step
         step = batch_size(expected, len(batch))
-    hidden = sorted(expected.membranes.keys() - found.membranes.keys()) if len(samples) else []
+        del expected, found  # before the next batch needs memory for its own
     if hidden and agreement.passed:
         agreement.notes.append(f"membranes of {len(hidden)} layers are not shown by {candidate.name}: spikes compared")
     note_silence(agreement)

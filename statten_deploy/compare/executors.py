@@ -1,6 +1,7 @@
 """One way to run anything: the torch network, a graph, a NIR file, an ONNX file. All take the graph's own input."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -127,10 +128,39 @@ class TorchExecutor:
             with full_float32(device):
                 logits: Tensor = self.model(batch)
             return logits
-        state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        converted = {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in state.items()}
-        logits = torch.func.functional_call(self.model, converted, (batch,))
+        with _converted(self.model, self.dtype):
+            logits = self.model(batch)
         return logits
+
+
+@contextmanager
+def _converted(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Every module computes in `dtype`: its tensors are converted while it runs, so a few exist twice at a time."""
+    kept: dict[nn.Module, list[dict[str, Any]]] = {}
+
+    def enter(module: nn.Module, _inputs: Any) -> None:
+        own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        kept[module] = [dict(tensors) for tensors in own]
+        for tensors in own:
+            tensors |= {
+                name: value.detach().to(dtype)
+                for name, value in tensors.items()
+                if value is not None and value.is_floating_point()
+            }
+
+    def leave(module: nn.Module, _inputs: Any = None, _output: Any = None) -> None:
+        for tensors, before in zip((module._parameters, module._buffers), kept.pop(module), strict=True):
+            tensors |= before
+
+    hooks = [module.register_forward_pre_hook(enter) for module in model.modules()]
+    hooks += [module.register_forward_hook(leave) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in list(kept):  # an error on the way
+            leave(module)
 
 
 class GraphExecutor:
@@ -268,14 +298,19 @@ class OnnxExecutor:
         spikes = {}
         for value, layer in self.layers.items():
             flat = values[value]  # [T·B, ...]
-            spikes[layer] = flat.reshape(-1, len(x), *flat.shape[1:]) > 0.5
+            spikes[layer] = flat.reshape(-1, len(x), *flat.shape[1:])
         return Execution({name: values[name] for name in self.output_names}, spikes)
 
     def _with_spike_outputs(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Every neuron layer's spikes as further outputs; remembers value name -> layer name."""
-        self.layers = {value: layer for layer, value in spike_values(model).items()}
-        for value in self.layers:
-            model.graph.output.append(onnx.helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
+        """Every neuron layer's spikes as further outputs, one byte each; remembers output name -> layer name."""
+        half = onnx.helper.make_tensor("half", onnx.TensorProto.FLOAT, [], [0.5])
+        self.layers = {}
+        for layer, value in spike_values(model).items():
+            limit, fired = f"fired/{layer}/limit", f"fired/{layer}"
+            self.layers[fired] = layer
+            model.graph.node.append(onnx.helper.make_node("Constant", [], [limit], value=half))
+            model.graph.node.append(onnx.helper.make_node("Greater", [value, limit], [fired]))
+            model.graph.output.append(onnx.helper.make_tensor_value_info(fired, onnx.TensorProto.BOOL, None))
         return model
 
 

@@ -27,6 +27,9 @@ from statten_deploy.ir.graph import hints, predecessors
 from statten_deploy.ir.integer import INTEGER_NEURONS, IntegerConv2d, IntegerLI, IntegerLIF, IntegerLinear
 from statten_deploy.ir.shapes import infer_shapes
 
+AT_ONCE = 8
+"""Samples run together: more leave the cache, fewer spend their time in Python."""
+
 
 @dataclass
 class NeuronActivity:
@@ -65,26 +68,31 @@ class Observation:
 
 
 def observe(graph: nir.NIRGraph, x: NDArray[Any], *, spikes: bool = False) -> Observation:
-    """Run x [B, C, H, W] or [B, T, C, H, W] through a quantised graph, sample by sample, and watch."""
+    """Run x [B, C, H, W] or [B, T, C, H, W] through a quantised graph, a few samples at a time, and watch."""
     shapes, into = infer_shapes(graph), predecessors(graph)
     neurons = {name: node for name, node in graph.nodes.items() if isinstance(node, INTEGER_NEURONS)}
-    weighted = [name for name, node in graph.nodes.items() if isinstance(node, IntegerConv2d | IntegerLinear)]
+    weighted = {name for name, node in graph.nodes.items() if isinstance(node, IntegerConv2d | IntegerLinear)}
     given = {name: shapes[into[name]["input"][0]] for name in (*neurons, *weighted)}
     runner, steps = IntegerRunner(graph), int(hints(graph)["time_steps"])
     seen = Observation(len(x))
     trains: dict[str, list[NDArray[np.bool_]]] = {n: [] for n, node in neurons.items() if isinstance(node, IntegerLIF)}
-    for sample in range(len(x)):
-        found = runner.run(x[sample : sample + 1], inputs=given).inputs
-        # one sample: time is the only axis in front, if there is one
-        signals = {name: found[name].reshape(-1, *shape) for name, shape in given.items()}
-        for name in weighted:
-            _add_input(seen.inputs, name, signals[name], len(x))
-        for name, node in neurons.items():
-            train = _replay(node, signals[name], steps, seen.neurons.setdefault(name, _silent(shapes[name][0])))
-            if spikes and name in trains:
-                trains[name].append(train)
+
+    def watch(name: str, arrived: Int) -> None:
+        if name not in given:
+            return
+        signal = arrived.reshape(-1, arrived.shape[-len(given[name]) - 1], *given[name])  # [T or 1, B, ...]
+        if name in weighted:
+            _add_input(seen.inputs, name, signal, len(x))
+            return
+        node = neurons[name]
+        train = _replay(node, signal, steps, seen.neurons.setdefault(name, _silent(shapes[name][0])))
+        if spikes and name in trains:
+            trains[name].append(train)
+
+    for start in range(0, len(x), AT_ONCE):
+        runner.run(x[start : start + AT_ONCE], watch=watch)
     if spikes:
-        seen.spikes = {name: np.stack(train, axis=1) for name, train in trains.items()}
+        seen.spikes = {name: np.concatenate(train, axis=1) for name, train in trains.items()}
     return seen
 
 
@@ -94,20 +102,24 @@ def _silent(channels: int) -> NeuronActivity:
 
 
 def _add_input(inputs: dict[str, InputActivity], name: str, x: Int, samples: int) -> None:
-    flat = np.moveaxis(x, 1, 0).reshape(x.shape[1], -1).astype(np.float64)
-    total = inputs.setdefault(name, InputActivity(np.zeros(len(flat)), np.zeros(len(flat))))
-    total.mean += flat.mean(1) / samples
-    total.square += (flat**2).mean(1) / samples
+    """Add the samples of x [T, B, C, ...] one after the other: the same sums however many come at a time."""
+    axes = (0, *range(3, x.ndim))
+    size = x[:, 0, 0].size
+    total = inputs.setdefault(name, InputActivity(np.zeros(x.shape[2]), np.zeros(x.shape[2])))
+    for mean, square in zip(x.sum(axes) / size, (x * x).sum(axes) / size, strict=True):
+        total.mean += mean / samples
+        total.square += square / samples
 
 
 def _replay(node: IntegerLIF | IntegerLI, x: Int, steps: int, activity: NeuronActivity) -> NDArray[np.bool_]:
-    """Run the layer on its input sum x [T or 1, *shape] and add what happens to `activity`."""
+    """Run the layer on its input sum x [T or 1, B, *shape] and add what happens to `activity`."""
     bias = shift(node.bias_mantissa, node.bias_exponent)
-    fired = np.empty((steps, *node.shape), dtype=np.bool_)
-    v = u = np.zeros(node.shape, dtype=np.int64)
-    for t, current in enumerate(_each_step(x.astype(np.int64), steps)):
+    fired = np.empty((steps, x.shape[1], *node.shape), dtype=np.bool_)
+    v = u = np.zeros(fired.shape[1:], dtype=np.int64)
+    for t, current in enumerate(_each_step(x, steps)):
         a = shift(current, node.input_exponent)
-        unwrapped = truncate(u * (NO_SYNAPTIC_MEMORY - node.du)) + (a << CURRENT_SHIFT)
+        left = np.left_shift(a, CURRENT_SHIFT)
+        unwrapped = left if node.du == NO_SYNAPTIC_MEMORY else truncate(u * (NO_SYNAPTIC_MEMORY - node.du)) + left
         u = synapse_step(u, a, node.du)
         unclipped = truncate(v * ((1 << DECAY_BITS) - node.dv)) + u + bias
         if isinstance(node, IntegerLIF):
@@ -121,7 +133,7 @@ def _replay(node: IntegerLIF | IntegerLI, x: Int, steps: int, activity: NeuronAc
         activity.largest_membrane = np.maximum(activity.largest_membrane, _peak(unclipped))
         activity.wraps += int((unwrapped != u).sum())
         activity.saturations += int((unclipped != before).sum())
-        activity.spikes = activity.spikes + spikes.reshape(len(spikes), -1).sum(1)
+        activity.spikes = activity.spikes + spikes.sum((0, *range(2, spikes.ndim)))
         activity.count += spikes.size
     return fired
 
@@ -132,4 +144,6 @@ def _each_step(x: Int, steps: int) -> Iterator[Int]:
 
 
 def _peak(x: Int) -> Int:
-    return np.asarray(np.abs(x).reshape(len(x), -1).max(1))
+    """The largest magnitude per channel of x [B, C, ...]."""
+    axes = (0, *range(2, x.ndim))
+    return np.asarray(np.maximum(x.max(axes), -x.min(axes)))

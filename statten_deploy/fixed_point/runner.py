@@ -4,7 +4,7 @@ Sums of products go through floating-point matrix products whose every partial s
 (2^24 for float32, 2^53 for float64): they are exact in any order. Which one is enough is decided from the weights.
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +31,12 @@ from statten_deploy.ir.schedule import Loop, Run, Sum, make_schedule, uses, wind
 from statten_deploy.ir.shapes import infer_shapes
 
 FLOAT32_EXACT = 1 << 24
+PATCH_BYTES = 4 << 20
+"""Convolutions gather the patches of as many images at a time as stay below this."""
 SIGNAL_BYTES = 64 << 20
 """The largest signal of a micro-batch stays below this, or is that of one sample."""
+
+Watch = Callable[[str, Int], None]
 
 
 @dataclass
@@ -43,14 +47,12 @@ class IntegerResult:
     spikes, membranes: what was recorded per neuron layer, [T, B, ...]; membranes after reset. Integrators have
         membranes only.
     spike_counts: spikes of every layer that fires over all steps, per sample [B].
-    inputs: sums of what arrives at the nodes asked for, [T, B, ...], or [1, B, ...] where it never changes.
     """
 
     outputs: dict[str, Int]
     spikes: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     membranes: dict[str, NDArray[np.int32]] = field(default_factory=dict)
     spike_counts: dict[str, Int] = field(default_factory=dict)
-    inputs: dict[str, Int] = field(default_factory=dict)
 
 
 class IntegerRunner:
@@ -78,11 +80,18 @@ class IntegerRunner:
         self.at_once = max(1, SIGNAL_BYTES // (8 * self.time_steps * largest))
 
     def run(
-        self, x: NDArray[Any], *, spikes: bool = False, membranes: bool = False, inputs: Container[str] = ()
+        self,
+        x: NDArray[Any],
+        *,
+        spikes: bool = False,
+        membranes: bool = False,
+        watch: Watch | None = None,
     ) -> IntegerResult:
         """Run x [B, C, H, W] (the same frame at every step) or [B, T, C, H, W]; real values, encoded by the graph.
 
-        `spikes` and `membranes` (after reset) keep [T, B, ...] per neuron layer, `inputs` what arrives at these nodes.
+        `spikes` and `membranes` (after reset) keep [T, B, ...] per neuron layer. `watch` is called with a node's name
+        and what arrives at it (its first port, added up) when the node has run: [T, B', ...], or [1, B', ...] where it
+        never changes, [B', ...] behind a sum over time, for a part B' of the batch after the other.
 
         Raises:
             InputError: x has another shape.
@@ -91,44 +100,44 @@ class IntegerRunner:
         shape = tuple(int(n) for n in self.graph.nodes[name].input_type["input"])
         frames = _frames(np.asarray(x), shape, self.time_steps)
         starts = range(0, max(len(x), 1), self.at_once)
-        parts = [self._run(frames[:, start : start + self.at_once], spikes, membranes, inputs) for start in starts]
+        parts = [self._run(frames[:, start : start + self.at_once], spikes, membranes, watch) for start in starts]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _run(self, frames: NDArray[Any], spikes: bool, membranes: bool, inputs: Container[str]) -> IntegerResult:
+    def _run(self, frames: NDArray[Any], spikes: bool, membranes: bool, watch: Watch | None) -> IntegerResult:
         result = IntegerResult({})
         values: dict[str, NDArray[Any]] = {}
-        state = _State(self.time_steps, result, spikes, membranes)
+        state = _State(self.time_steps, result, spikes, membranes, watch=watch)
         for index, task in enumerate(self.tasks):
             if isinstance(task, Loop):
-                self._loop(task, values, state, inputs)
+                self._loop(task, values, state)
             elif isinstance(self.graph.nodes[task.name], nir.Input):
                 values[task.name] = frames
             else:
-                self._node(task.name, values, state, inputs)
+                self._node(task.name, values, state)
             for source in sources(task):
                 if self.last_use[source] == index:
                     del values[source]
         return result
 
-    def _node(self, name: str, values: dict[str, NDArray[Any]], state: "_State", inputs: Container[str]) -> None:
+    def _node(self, name: str, values: dict[str, NDArray[Any]], state: "_State") -> None:
         """One node over all steps."""
         node = self.graph.nodes[name]
         operands = [_sum([values[source] for source in sources]) for sources in self.into[name].values()]
-        if name in inputs:
-            state.result.inputs[name] = operands[0]
         state.name = name
         values[name] = OPERATIONS[type(node)](node, state, *operands)
+        if state.watch is not None:
+            state.watch(name, operands[0])
         if isinstance(node, nir.Output):
             value = values[name]
             state.result.outputs[name] = value if name in self.timeless else self._every_step(value)
 
-    def _loop(self, loop: Loop, values: dict[str, NDArray[Any]], state: "_State", inputs: Container[str]) -> None:
+    def _loop(self, loop: Loop, values: dict[str, NDArray[Any]], state: "_State") -> None:
         """The nodes of a loop, step by step: as `statten_deploy.simulate.Simulator` does it."""
         batch = next(iter(values.values())).shape[1]
         one = _State(1, IntegerResult({}), spikes=False, membranes=True, memory={})
         latest = self._silence(loop, batch, one)
         history = {name: np.empty((self.time_steps, batch, *self.shapes[name]), dtype=np.int64) for name in loop.names}
-        arrived: dict[str, list[Int]] = {name: [] for name in loop.names if name in inputs}
+        arrived: dict[str, list[Int]] = {name: [] for name in loop.names}
         after: dict[str, list[NDArray[np.int32]]] = {
             name: [] for name in loop.names if isinstance(self.graph.nodes[name], INTEGER_NEURONS)
         }
@@ -147,13 +156,14 @@ class IntegerRunner:
                 history[name][t] = latest[name][0]
                 if name in after:
                     after[name].append(one.result.membranes[name])
-                if name in arrived:
+                if state.watch is not None:
                     arrived[name].append(operands[0])
         for name, output in history.items():
             values[name] = output
             if name in after:
                 state.record(name, self.graph.nodes[name], output, np.concatenate(after[name]))
-        state.result.inputs |= {name: np.concatenate(sums) for name, sums in arrived.items()}
+            if state.watch is not None:
+                state.watch(name, np.concatenate(arrived[name]))
 
     def _silence(self, loop: Loop, batch: int, one: "_State") -> dict[str, Int]:
         """What the nodes of a loop give before the first step: nothing arrives, no neuron has fired."""
@@ -191,7 +201,7 @@ def _joined(parts: list[IntegerResult]) -> IntegerResult:
         first: dict[str, NDArray[Any]] = getattr(parts[0], kind)
         return {name: np.concatenate([getattr(part, kind)[name] for part in parts], axis) for name in first}
 
-    kinds = {"outputs": 0, "spikes": 1, "membranes": 1, "spike_counts": 0, "inputs": 1}
+    kinds = {"outputs": 0, "spikes": 1, "membranes": 1, "spike_counts": 0}
     return IntegerResult(**{kind: join(kind, axis) for kind, axis in kinds.items()})
 
 
@@ -221,6 +231,7 @@ class _State:
     membranes: bool
     name: str = ""
     memory: dict[str, tuple[Int, Int]] | None = None
+    watch: "Watch | None" = None
 
     def record(self, name: str, node: nir.NIRNode, output: Int, membranes: NDArray[np.int32] | None) -> None:
         """Keep what is asked for of a neuron layer: its `output` and its membranes, [T, B, ...]."""
@@ -274,12 +285,15 @@ def _conv(node: IntegerConv2d, state: _State, x: Int) -> Int:
     height, width = windows.shape[2:4]
     result = np.empty((steps * batch, out, height, width), dtype=np.int64)
     each = out // node.groups
+    at_once = max(1, PATCH_BYTES // (per_group * kh * kw * height * width * np.dtype(dtype).itemsize))
     for group in range(node.groups):
         weight = node.weight[group * each : (group + 1) * each].reshape(each, -1).astype(dtype)
         channels = slice(group * per_group, (group + 1) * per_group)
-        for item in range(steps * batch):  # one image at a time bounds the memory of its patches
-            patches = windows[item, channels].transpose(0, 3, 4, 1, 2).reshape(per_group * kh * kw, height * width)
-            result[item, group * each : (group + 1) * each] = (weight @ patches).reshape(each, height, width)
+        for start in range(0, steps * batch, at_once):
+            some = slice(start, start + at_once)
+            patches = windows[some, channels].transpose(1, 4, 5, 0, 2, 3).reshape(per_group * kh * kw, -1)
+            product = (weight @ patches).reshape(each, -1, height, width)
+            result[some, group * each : (group + 1) * each] = product.swapaxes(0, 1)
     shifted = shift(result, node.exponent.reshape(-1, 1, 1)) + node.bias.reshape(-1, 1, 1)
     return shifted.reshape(steps, batch, out, height, width)
 

@@ -113,19 +113,41 @@ def test_loops_and_integrators_equal_slow_loops(neuron: str, bits: int) -> None:
     assert max(rates) > 0.1
 
 
+class Arrived:
+    """What arrives at every node, micro-batch after micro-batch."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[np.ndarray]] = {}
+
+    def __call__(self, name: str, x: np.ndarray) -> None:
+        self.parts.setdefault(name, []).append(x)
+
+    @property
+    def calls(self) -> dict[str, int]:
+        return {name: len(parts) for name, parts in self.parts.items()}
+
+    def whole(self, name: str) -> np.ndarray:
+        return np.concatenate(self.parts[name], axis=1)
+
+
 def test_a_loop_in_micro_batches_and_from_a_held_image(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(8)
     subject = recurrent(rng, "lif")
     subject.metadata["statten"]["input"] = "image"
     quantised = quantize(subject)
     x = rng.random((5, 5)).astype(np.float32)
-    whole = IntegerRunner(quantised).run(x, spikes=True, membranes=True, inputs=["a", "back"])
+    arrived, arrived_in_parts = Arrived(), Arrived()
+    whole = IntegerRunner(quantised).run(x, spikes=True, membranes=True, watch=arrived)
     monkeypatch.setattr("statten_deploy.fixed_point.runner.SIGNAL_BYTES", 1)
-    parts = IntegerRunner(quantised).run(x, spikes=True, membranes=True, inputs=["a", "back"])
-    for kind in ("outputs", "spikes", "membranes", "spike_counts", "inputs"):
+    parts = IntegerRunner(quantised).run(x, spikes=True, membranes=True, watch=arrived_in_parts)
+    for kind in ("outputs", "spikes", "membranes", "spike_counts"):
         for name, value in getattr(whole, kind).items():
             np.testing.assert_array_equal(getattr(parts, kind)[name], value, err_msg=f"{kind} {name}")
-    assert whole.inputs["a"].shape == (STEPS, 5, 6)
+    assert arrived.calls["a"] == 1
+    assert arrived_in_parts.calls["a"] == 5
+    for name in ("a", "back"):
+        np.testing.assert_array_equal(arrived_in_parts.whole(name), arrived.whole(name), err_msg=name)
+    assert arrived.whole("a").shape == (STEPS, 5, 6)
     assert 0.02 < whole.spikes["a"].mean() < 0.98
 
 
@@ -135,9 +157,11 @@ def test_what_a_loop_carries_is_watched_and_bounded() -> None:
     subject = recurrent(rng, "cuba")
     x = events(rng, subject, 6)
     quantised = quantize(subject, QuantizeOptions(6), x)
-    inputs = IntegerRunner(quantised).run(x, inputs=["a", "b", "li"]).inputs
+    arrived = Arrived()
+    IntegerRunner(quantised).run(x, watch=arrived)
     seen, (_, bounds) = observe(quantised, x), integer_ranges(quantised)
-    for name, value in inputs.items():
+    for name in ("a", "b", "li"):
+        value = arrived.whole(name)
         peak = np.abs(value).max((0, 1))
         np.testing.assert_array_equal(seen.neurons[name].largest_input, peak)
         assert (value >= bounds[name].low).all()

@@ -15,6 +15,7 @@ from PIL import Image
 from statten_deploy.errors import InputError
 from statten_deploy.models.config import ModelConfig
 from statten_deploy.train.data import SPLITS, InputSpec, load_arrays, open_source, stratified_split
+from statten_deploy.train.data.digits import read_digits
 from statten_deploy.train.data.split import fixed_order
 
 DIGITS = ModelConfig(image_size=16, in_channels=1, num_classes=10, embed_dim=16, num_heads=2)
@@ -38,6 +39,20 @@ def test_digits_sizes_and_types() -> None:
         assert (y.shape, y.dtype) == ((count,), np.int64)
         assert x.min() == 0
         assert x.max() == 1
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    images, labels = read_digits()
+    np.testing.assert_array_equal(images, load_digits().images)
+    np.testing.assert_array_equal(labels, load_digits().target)
+
+
+def test_digits_without_scikit_learn_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("statten_deploy.train.data.digits.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"digits: .*digits\.csv\.gz: no such file; .*pip install scikit-learn"):
+        load_arrays("digits", "test", DIGITS)
 
 
 def test_digits_splits_are_disjoint_and_complete() -> None:

@@ -4,10 +4,14 @@ Source: test part of "Optical Recognition of Handwritten Digits", E. Alpaydin an
 Repository (CC BY 4.0), as `sklearn.datasets.load_digits`.
 """
 
+import gzip
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 
 from statten_deploy.errors import InputError
-from statten_deploy.train.data.spec import ArraySamples, Float32Array, InputSpec, Source
+from statten_deploy.train.data.spec import ArraySamples, Float32Array, InputSpec, Int64Array, Source
 from statten_deploy.train.data.split import TEST_FRACTION, TEST_SEED, stratified_split
 
 SHAPE = (1, 16, 16)
@@ -29,15 +33,28 @@ def open_digits(spec: InputSpec) -> Source:
         raise InputError(
             f"digits: the data have {CLASSES} classes, the network has {spec.classes}; set num_classes: 10"
         )
-    # Imported here: scikit-learn takes a second to load.
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    x = _double(_double(bunch.images.astype(np.float32) / 16, 1), 2)[:, np.newaxis]
-    labels = bunch.target.astype(np.int64)
+    images, labels = read_digits()
+    x = _double(_double(images.astype(np.float32) / 16, 1), 2)[:, np.newaxis]
     everything = ArraySamples(np.ascontiguousarray(x), labels)
     train, test = stratified_split(labels, TEST_FRACTION, TEST_SEED)
     return Source("digits", train=everything.subset(train), test=everything.subset(test))
+
+
+def read_digits() -> tuple[Int64Array, Int64Array]:
+    """(images [1797, 8, 8] of 0 to 16, classes [1797]), as `sklearn.datasets.load_digits` returns them.
+
+    From the file that scikit-learn installs: importing scikit-learn takes longer than most exports.
+
+    Raises:
+        InputError: scikit-learn is not installed, or does not hold the file.
+    """
+    package = find_spec("sklearn")
+    path = Path(package.origin if package and package.origin else "sklearn").parent / "datasets/data/digits.csv.gz"
+    if not path.is_file():
+        raise InputError(f"digits: {path}: no such file; it comes with scikit-learn (pip install scikit-learn)")
+    with gzip.open(path, "rt") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
 
 
 def _double(x: Float32Array, axis: int) -> Float32Array:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from statten_deploy.errors import InputError
 from statten_deploy.events import Events, frames_by_number
 from statten_deploy.events.saccades import SIZE, saccade_events
-from statten_deploy.train.data.digits import CLASSES
+from statten_deploy.train.data.digits import CLASSES, read_digits
 from statten_deploy.train.data.spec import Float32Array, InputSpec, Int64Array, Samples, Source
 from statten_deploy.train.data.split import TEST_FRACTION, TEST_SEED, stratified_split
 
@@ -97,10 +97,6 @@ def digit_recordings(split: Literal["train", "test"]) -> tuple[Recordings, Int64
 
 
 def _part(split: Literal["train", "test"], spec: InputSpec) -> DigitEvents:
-    # Imported here: scikit-learn takes a second to load.
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    labels = bunch.target.astype(np.int64)
+    images, labels = read_digits()
     train, test = stratified_split(labels, TEST_FRACTION, TEST_SEED)
-    return DigitEvents(bunch.images.astype(np.int64), labels, train if split == "train" else test, spec)
+    return DigitEvents(images, labels, train if split == "train" else test, spec)
