@@ -52,7 +52,7 @@ class Runner:
             judge(agreement)
             self.notes += agreement.notes
             if agreement.spike_mismatches:
-                self.notes.append(_explained(agreement))
+                self.notes.append(_strayed(agreement))
         self.problems += agreement.problems[:MAX_PROBLEMS]
 
 
@@ -121,11 +121,17 @@ def _stop(runner: Runner, reason: str) -> None:
     runner.problems.append(reason)
 
 
-def _explained(agreement: Agreement) -> str:
-    """Where float backends stray, and why that is no error."""
-    return (
+def _strayed(agreement: Agreement) -> str:
+    """How far a float backend strays; of one within the tolerances also why that is no error."""
+    told = (
         f"{agreement.spike_mismatches:,} of {agreement.sites:,} spikes differ from {agreement.reference}, in "
-        f"{agreement.samples_with_flips:,} of {agreement.samples:,} samples: sums in another order move a membrane by "
-        "its last bits, a neuron at its threshold flips (first flips: at most "
-        f"{agreement.largest_first_flip_margin:.1e} of the threshold away from it), and what follows differs"
+        f"{agreement.samples_with_flips:,} of {agreement.samples:,} samples"
+    )
+    if not agreement.passed:
+        return told
+    margin = agreement.largest_first_flip_margin
+    first = "not traced: recurrent" if margin is None else f"at most {margin:.1e} of the threshold away from it"
+    return (
+        f"{told}: sums in another order move a membrane by its last bits, a neuron at its threshold flips (first "
+        f"flips: {first}), and what follows differs"
     )

@@ -36,7 +36,8 @@ class Agreement:
     predictions_differ: int = 0
     yardstick_predictions_differ: int = 0
     samples_with_flips: int = 0
-    largest_first_flip_margin: float = 0.0
+    largest_first_flip_margin: float | None = None
+    """None where no first flip was traced: there was none, or the graph is recurrent."""
     exact: bool = False
     """Integers compared with integers: nothing is tolerated."""
     membrane_sites: int = 0
@@ -235,7 +236,8 @@ def _trace_first_flips(
     for sample, step in enumerate(earliest):
         distances = np.where(flat[step, sample], margins[step, sample], 0.0)
         neuron = int(distances.argmax())
-        agreement.largest_first_flip_margin = max(agreement.largest_first_flip_margin, float(distances[neuron]))
+        known = agreement.largest_first_flip_margin or 0.0
+        agreement.largest_first_flip_margin = max(known, float(distances[neuron]))
         if distances[neuron] > limit("margin"):
             index = tuple(int(i) for i in np.unravel_index(neuron, different.shape[2:]))
             agreement.problems.append(
