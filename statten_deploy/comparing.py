@@ -1,12 +1,13 @@
 """The same network in several backends, on the same samples: accuracy, spikes, operations, energy, latency."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from math import inf, prod
 from pathlib import Path
+from traceback import format_exception
 from typing import Any, Literal
 
 import nir
@@ -18,14 +19,14 @@ from statten_deploy.compare.comparison import BackendResult, Comparison, Latency
 from statten_deploy.compare.executors import Array
 from statten_deploy.compare.files import write_report
 from statten_deploy.compare.latency import SECONDS, machine, measure, too_slow
-from statten_deploy.compare.lockstep import Runner, run_batch
+from statten_deploy.compare.lockstep import Runner, reason, run_batch
 from statten_deploy.compare.results import backend_results, profile_infos, silent_layers
 from statten_deploy.compare.tally import Labels, Tally, classes_of, raster_of
 from statten_deploy.compare.verify import BATCH_BYTES
 from statten_deploy.energy import Profile, load_profile
 from statten_deploy.energy.counter import InputKind
 from statten_deploy.energy.signals import FIRING
-from statten_deploy.errors import ConfigError, GraphError, InputError, UnsupportedError
+from statten_deploy.errors import ConfigError, GraphError, InputError, StattenError, UnsupportedError
 from statten_deploy.ir import hints, infer_shapes, inline_subgraphs
 from statten_deploy.quantize import Granularity, QuantizeOptions
 from statten_deploy.simulate.device import usable_device
@@ -107,11 +108,15 @@ def compare_backends(
     graph, refusal, more = _integer_graph(source, wanted, options, first[:WATCHED])
     with tempfile.TemporaryDirectory(prefix="statten-compare-") as folder:
         material = Material(source, graph, refusal, Path(folder), where)
-        engines, missing = _engines(wanted, material)
+        engines, missing, broken = _engines(wanted, material)
         runners = _runners(engines, material, kind)
         work = _Work(progress, len(runners) * len(stream.spans(size)) + (2 if latency_seconds else 0))
-        raster = _run(runners, source, stream, size, work)
-        single, batched = _latencies(runners, first, latency_seconds, work)
+        events = "" if kind != "events" else _TOLD if input else _LOOKED.format(count=len(first))
+        raster = _run(runners, source, stream, size, events, work)
+        ran = [runner for runner in runners.values() if not runner.failed]
+        if not ran:
+            raise _nothing(runners, broken)
+        single, batched = _latencies(ran, first, latency_seconds, work)
 
     def plain(text: str) -> str:  # the artefacts are gone: where they were tells nobody anything
         return text.replace(f"{folder}/", "")
@@ -123,11 +128,12 @@ def compare_backends(
         row.latency, row.batch_latency = single.get(name), batched.get(name)
         row.unavailable, row.notes = plain(row.unavailable), list(map(plain, row.notes))
     rows |= {name: _missing(name, source, plain(reason)) for name, reason in missing.items()}
-    lead = next(iter(runners.values())).tally.counter.counts()
+    lead = ran[0].tally.counter.counts()
     silent = silent_layers(lead)
     if silent:
         warnings.append(f"no neuron of {', '.join(silent)} fired on these samples: nothing behind them is compared")
-    problems = [plain(f"{name}: {problem}") for name, runner in runners.items() for problem in runner.problems]
+    problems = [f"{name}: {missing[name]}" for name in broken]
+    problems += [f"{name}: {problem}" for name, runner in runners.items() for problem in runner.problems]
     return Comparison(
         model=source.name,
         dataset=stream.name,
@@ -142,7 +148,8 @@ def compare_backends(
         backends=[rows[name] for name in BACKENDS if name in rows],
         raster=raster,
         machine=machine(where),
-        problems=problems,
+        problems=list(map(plain, problems)),
+        traces=[*broken.values(), *(trace for runner in runners.values() for trace in runner.traces)],
         warnings=list(dict.fromkeys([*source.warnings, *warnings, *more])),
     )
 
@@ -166,6 +173,8 @@ class _Stream:
 
     name: str
     samples: Samples
+    numbers: Sequence[int]
+    """Of the samples in their data set."""
 
     def take(self, start: int, stop: int) -> Array:
         """Samples start .. stop - 1 as one array [B, ...]."""
@@ -213,14 +222,15 @@ def _stream(source: Source, data: str | Path | None, samples: int | None, seed: 
         count = samples or RANDOM_SAMPLES
         why = f"data set {source.dataset!r} is not at hand" if source.dataset else "the model names no data set"
         warning = f"{why}: compared on {count} seeded random inputs, without labels; give real ones with --data"
-        return _Stream("seeded random inputs", _RandomSamples(source, count, seed)), [warning]
+        return _Stream("seeded random inputs", _RandomSamples(source, count, seed), range(count)), [warning]
     name = source.dataset if data is None else str(data)
     part = select(open_source(name, InputSpec(source.input_shape, source.classes)), "evaluation")
     if samples is not None and samples > len(part):
         raise InputError(f"{name}: has {len(part)} samples, --samples asks for {samples}")
-    if samples is not None and samples < len(part):
-        part = part.subset(np.sort(fixed_order(len(part), seed)[:samples]))
-    return _Stream(name, part), []
+    if samples is None or samples == len(part):
+        return _Stream(name, part, range(len(part))), []
+    chosen = np.sort(fixed_order(len(part), seed)[:samples])
+    return _Stream(name, part.subset(chosen), chosen.tolist()), []
 
 
 def _known(backends: Sequence[str] | None) -> list[str]:
@@ -286,16 +296,23 @@ def _bits(source: Source, graph: nir.NIRGraph | None, asked: int | None) -> int:
     return asked or (source.trained or QuantizeOptions()).bits
 
 
-def _engines(wanted: Sequence[str], material: Material) -> tuple[dict[str, Engine], dict[str, str]]:
-    """Backends that can run, the reference of each arithmetic before those held to it; the others with the reason."""
+def _engines(wanted: Sequence[str], material: Material) -> tuple[dict[str, Engine], dict[str, str], dict[str, str]]:
+    """Backends that can run, the reference of each arithmetic before those held to it; the others with the reason.
+
+    Third, of those that failed although they should run: what they raised.
+    """
     engines: dict[str, Engine] = {}
     missing: dict[str, str] = {}
+    broken: dict[str, str] = {}
 
     def make(name: str) -> bool:
         try:
             engines[name] = BACKENDS[name].make(material)
         except (UnsupportedError, GraphError) as error:
             missing[name] = str(error)
+        except Exception as error:  # engines raise nearly anything
+            missing[name] = f"cannot be set up: {reason(error)}"
+            broken[name] = "".join(format_exception(error))
         return name in engines
 
     for arithmetic, candidates in REFERENCES.items():
@@ -307,8 +324,23 @@ def _engines(wanted: Sequence[str], material: Material) -> tuple[dict[str, Engin
         else:
             missing |= {name: missing[candidates[0]] for name in members if name not in missing}
     if not engines:
-        raise UnsupportedError("no backend can run: " + "; ".join(f"{name}: {why}" for name, why in missing.items()))
-    return engines, missing
+        told = "no backend can run: " + "; ".join(f"{name}: {why}" for name, why in missing.items())
+        raise _with_traces(StattenError(told) if broken else UnsupportedError(told), broken.values())
+    return engines, missing, broken
+
+
+def _nothing(runners: Mapping[str, Runner], broken: Mapping[str, str]) -> StattenError:
+    """All backends failed."""
+    told = "; ".join(f"{name}: {runner.failed}" for name, runner in runners.items())
+    traces = [*broken.values(), *(trace for runner in runners.values() for trace in runner.traces)]
+    return _with_traces(StattenError(f"no backend ran to the end: {told}"), traces)
+
+
+def _with_traces(error: StattenError, traces: Iterable[str]) -> StattenError:
+    """Tracebacks as notes: ``--debug`` shows them."""
+    for trace in traces:
+        error.add_note(trace)
+    return error
 
 
 def _runners(engines: Mapping[str, Engine], material: Material, kind: InputKind) -> dict[str, Runner]:
@@ -334,40 +366,65 @@ def _references(runners: Mapping[str, Runner]) -> dict[str, str]:
     return found
 
 
-def _run(runners: Mapping[str, Runner], source: Source, stream: _Stream, size: int, work: _Work) -> Raster | None:
-    """All batches through all backends. The first sample is compared in its membranes too; its spikes are kept."""
-    lead = next(iter(runners))
+_TOLD = "--input events says whole numbers"
+_LOOKED = "the first {count} hold whole numbers and were taken for counts of events"
+
+
+def _check_events(stream: _Stream, numbers: Sequence[int], x: Array, events: str) -> None:
+    """Counts of events are whole numbers in every sample. `events`: why x [B, ...] should be such."""
+    for number, sample in zip(numbers, x, strict=True):
+        if not np.array_equal(np.rint(sample), sample):
+            raise InputError(f"{stream.name}: sample {number} holds fractions, but {events}; give --input frames")
+
+
+def _run(
+    runners: Mapping[str, Runner], source: Source, stream: _Stream, size: int, events: str, work: _Work
+) -> Raster | None:
+    """All batches through all backends. The first sample is compared in its membranes too; its spikes are kept.
+
+    Raises:
+        InputError: `events` says why there should be whole numbers, and there are not.
+    """
     raster: Raster | None = None
     yardstick = source.yardstick
     for start, x, labels in stream.batches(size):
         for runner in runners.values():
             if isinstance(runner.executor, SHOW_MEMBRANES):
                 runner.executor.membranes = start == 0
-        kept = run_batch(runners, x, labels, start, yardstick, work.next)
-        if raster is None:
-            classes = classes_of(kept[lead])
+        numbers = stream.numbers[start : start + len(x)]
+        if events:
+            _check_events(stream, numbers, x, events)
+        kept = run_batch(runners, x, labels, numbers, yardstick, work.next)
+        if raster is None and kept:
+            lead = next(iter(kept.values()))
+            classes = classes_of(lead)
             label, predicted = (None if found is None else int(found[0]) for found in (labels, classes))
-            raster = Raster(0, label, predicted, raster_of(kept[lead], 0))
+            raster = Raster(int(numbers[0]), label, predicted, raster_of(lead, 0))
+            del lead
         del kept
     return raster
 
 
 def _latencies(
-    runners: Mapping[str, Runner], first: Array, seconds: float, work: _Work
+    running: Sequence[Runner], first: Array, seconds: float, work: _Work
 ) -> tuple[dict[str, Latency], dict[str, Latency]]:
-    """Of one sample and of a batch, per backend that is still running."""
+    """Of one sample and of a batch, per backend that ran to the end. Failing here costs a backend its latency only."""
     if not seconds:
         return {}, {}
-    running = {name: runner for name, runner in runners.items() if not runner.failed}
+    by_name = {runner.name: runner for runner in running}
+
+    def failed(name: str, error: Exception) -> None:
+        by_name[name].complain(f"failed while it was timed: {reason(error)}", error)
+
     work.next("latency of one sample")
-    single = measure({name: partial(runner.infer, first[:1]) for name, runner in running.items()}, 1, seconds)
+    single = measure({runner.name: partial(runner.infer, first[:1]) for runner in running}, 1, seconds, failed)
     work.next("latency of a batch")
     quick = {
-        name: partial(runner.infer, first)
-        for name, runner in running.items()
-        if len(first) > 1 and not too_slow(runner.seconds, seconds)
+        runner.name: partial(runner.infer, first)
+        for runner in running
+        if len(first) > 1 and runner.name in single and not too_slow(runner.seconds, seconds)
     }
-    return single, measure(quick, len(first), seconds)
+    return single, measure(quick, len(first), seconds, failed)
 
 
 def _missing(name: str, source: Source, reason: str) -> BackendResult:

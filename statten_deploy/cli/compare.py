@@ -126,7 +126,11 @@ def compare(
         _show(comparison, folder)
     if comparison.problems:
         more = len(comparison.problems) - 1
-        raise VerificationError(comparison.problems[0] + (f"; and {more} more in {folder}/report.json" if more else ""))
+        told = comparison.problems[0] + (f"; and {more} more in {folder}/report.json" if more else "")
+        failure = VerificationError(told)
+        for trace in comparison.traces:  # shown by --debug
+            failure.add_note(trace)
+        raise failure
 
 
 @contextmanager

@@ -106,7 +106,7 @@ class BackendResult:
 
 @dataclass
 class Raster:
-    """The spikes of one sample in the reference, to be drawn: per layer [T, neurons]."""
+    """The spikes of one sample in the reference: per layer [T, neurons]. sample: its number in the data set."""
 
     sample: int
     label: int | None
@@ -137,6 +137,8 @@ class Comparison:
     """Where latencies were taken: processor and threads, in words."""
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    traces: list[str] = field(default_factory=list)
+    """Tracebacks of what engines raised, for ``--debug``; not in the report."""
 
     def to_dict(self) -> dict[str, Any]:
         """``report.json``: the fields of docs/compare.md, plain numbers only."""

@@ -1,5 +1,6 @@
 """Integer engines against the numpy reference: every spike, every membrane and every integer output, no tolerance."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -38,7 +39,7 @@ def verify_exact(reference: IntegerExecutor, candidate: IntegerExecutor, samples
         expected, found = reference.run(batch), candidate.run(batch)
         if not same_interface(agreement, expected, found):
             break
-        compare_integers(agreement, expected, found, start)
+        compare_integers(agreement, expected, found, range(start, start + len(batch)))
         hidden = sorted(expected.membranes.keys() - found.membranes.keys())
         start += step
         step = batch_size(expected, len(batch))
@@ -49,8 +50,10 @@ def verify_exact(reference: IntegerExecutor, candidate: IntegerExecutor, samples
     return agreement
 
 
-def compare_integers(agreement: Agreement, expected: IntegerExecution, found: IntegerExecution, first: int) -> None:
-    """Add one batch; its first sample is number `first`."""
+def compare_integers(
+    agreement: Agreement, expected: IntegerExecution, found: IntegerExecution, numbers: Sequence[int]
+) -> None:
+    """Add one batch; `numbers` are those of its samples."""
     count = len(next(iter(expected.outputs.values())))
     flipped: NDArray[np.bool_] = np.zeros(count, dtype=np.bool_)
     for name, spikes in expected.spikes.items():
@@ -63,10 +66,10 @@ def compare_integers(agreement: Agreement, expected: IntegerExecution, found: In
         layer.mismatches += mismatches
         if mismatches:
             flipped |= different.any(axis=(0, *range(2, different.ndim)))
-            _report(agreement, f"layer {name!r}: {mismatches} spikes differ", different, first)
-        _compare_membranes(agreement, name, expected, found, first, quiet=bool(mismatches))
+            _report(agreement, f"layer {name!r}: {mismatches} spikes differ", different, numbers)
+        _compare_membranes(agreement, name, expected, found, numbers, quiet=bool(mismatches))
     for name in expected.membranes.keys() - expected.spikes.keys():  # integrators do not fire
-        _compare_membranes(agreement, name, expected, found, first)
+        _compare_membranes(agreement, name, expected, found, numbers)
     for name, value in expected.integers.items():
         if name not in found.integers:
             agreement.problems.append(f"integer output {name!r} is missing from {agreement.candidate}")
@@ -77,7 +80,7 @@ def compare_integers(agreement: Agreement, expected: IntegerExecution, found: In
         if wrong:
             where = tuple(int(i) for i in np.argwhere(unlike)[0])
             agreement.problems.append(
-                f"output {name!r}: {wrong} integers differ, first at sample {first + where[0]}, index {where[1:]}"
+                f"output {name!r}: {wrong} integers differ, first at sample {numbers[where[0]]}, index {where[1:]}"
             )
         difference = np.abs(expected.outputs[name].astype(np.float64) - found.outputs[name])
         agreement.max_abs_diff = max(agreement.max_abs_diff, float(difference.max(initial=0.0)))
@@ -93,7 +96,7 @@ def _compare_membranes(
     name: str,
     expected: IntegerExecution,
     found: IntegerExecution,
-    first: int,
+    numbers: Sequence[int],
     *,
     quiet: bool = False,
 ) -> None:
@@ -103,9 +106,9 @@ def _compare_membranes(
         wrong = int(np.count_nonzero(unlike))
         agreement.membrane_mismatches += wrong
         if wrong and not quiet:
-            _report(agreement, f"layer {name!r}: {wrong} membranes differ", unlike, first)
+            _report(agreement, f"layer {name!r}: {wrong} membranes differ", unlike, numbers)
 
 
-def _report(agreement: Agreement, what: str, different: NDArray[np.bool_], first: int) -> None:
+def _report(agreement: Agreement, what: str, different: NDArray[np.bool_], numbers: Sequence[int]) -> None:
     step, sample, *index = (int(i) for i in np.argwhere(different)[0])
-    agreement.problems.append(f"{what}, first at step {step}, sample {first + sample}, neuron {tuple(index)}")
+    agreement.problems.append(f"{what}, first at step {step}, sample {numbers[sample]}, neuron {tuple(index)}")

@@ -19,24 +19,42 @@ PATIENCE = 10.0
 """A backend whose least runs would take more than this many times the seconds is not measured in full."""
 
 
-def measure(calls: Mapping[str, Callable[[], object]], batch: int, seconds: float) -> dict[str, Latency]:
+def measure(
+    calls: Mapping[str, Callable[[], object]],
+    batch: int,
+    seconds: float,
+    failed: Callable[[str, Exception], None],
+) -> dict[str, Latency]:
     """Median and 90th percentile of every call, after one call to warm up, round robin.
 
     Each gets `seconds`, at least `MIN_RUNS` runs and at most `MAX_RUNS`. Where not even the least runs fit into
-    `PATIENCE` times the seconds, the first call is the measurement.
+    `PATIENCE` times the seconds, the first call is the measurement. A call that raises is out; `failed` hears of it.
     """
     times: dict[str, list[float]] = {}
-    slow = set()
-    for name, call in calls.items():
-        first = _timed(call)
-        times[name] = [first] if too_slow(first, seconds) else []
-        if times[name]:
-            slow.add(name)
-    due = [name for name in calls if name not in slow]
+
+    def take(name: str) -> float | None:
+        start = perf_counter()
+        try:
+            calls[name]()
+        except Exception as error:  # engines raise nearly anything
+            times.pop(name, None)
+            failed(name, error)
+            return None
+        return perf_counter() - start
+
+    due = []
+    for name in calls:
+        first = take(name)
+        if first is not None:
+            slow = too_slow(first, seconds)
+            times[name] = [first] if slow else []
+            due += [] if slow else [name]
     while due:
         for name in due:
-            times[name].append(_timed(calls[name]))
-        due = [name for name in due if _unfinished(times[name], seconds)]
+            taken = take(name)
+            if taken is not None:
+                times[name].append(taken)
+        due = [name for name in due if name in times and _unfinished(times[name], seconds)]
     return {
         name: Latency(batch, float(np.median(found)) * 1e3, float(np.percentile(found, 90)) * 1e3, len(found))
         for name, found in times.items()
@@ -50,12 +68,6 @@ def too_slow(call_seconds: float, seconds: float) -> bool:
 
 def _unfinished(times: list[float], seconds: float) -> bool:
     return len(times) < MIN_RUNS or (sum(times) < seconds and len(times) < MAX_RUNS)
-
-
-def _timed(call: Callable[[], object]) -> float:
-    start = perf_counter()
-    call()
-    return perf_counter() - start
 
 
 def machine(device: str) -> str:

@@ -1,8 +1,9 @@
 """All backends on one batch after the other, each beside the reference it is held to. Only totals outlive a batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from traceback import format_exception
 from typing import cast
 
 from statten_deploy.compare.comparison import Arithmetic
@@ -14,6 +15,8 @@ from statten_deploy.errors import StattenError
 
 MAX_PROBLEMS = 3
 """Of one backend; the first names the first layer, step and neuron that differ."""
+MAX_REASON = 300
+"""Characters of a message that somebody else's engine raised."""
 
 
 @dataclass
@@ -21,7 +24,7 @@ class Runner:
     """One backend at work.
 
     reference: what it is compared with, its own name where there is nothing. held: whether a difference is a problem.
-    seconds: its last batch. failed: why it stopped.
+    seconds: its longest batch. failed: why it stopped. traces: of what it raised.
     """
 
     name: str
@@ -36,9 +39,21 @@ class Runner:
     problems: list[str] = field(default_factory=list)
     failed: str = ""
     seconds: float = 0.0
+    traces: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.agreement = Agreement(self.reference, self.name, exact=self.arithmetic == "integer")
+
+    def stop(self, why: str, error: Exception | None = None) -> None:
+        """It is out, and that is a problem."""
+        self.failed = why
+        self.complain(why, error)
+
+    def complain(self, why: str, error: Exception | None = None) -> None:
+        """A problem; what was raised is kept as text, for it holds on to arrays."""
+        self.problems.append(why)
+        if error is not None:
+            self.traces.append("".join(format_exception(error)))
 
     def finish(self, reference: "Runner") -> None:
         """Judge all batches together: a float backend by the tolerances, an integer one by its counts."""
@@ -60,65 +75,85 @@ def run_batch(
     runners: Mapping[str, Runner],
     x: Array,
     labels: Labels | None,
-    first: int,
+    numbers: Sequence[int],
     yardstick: Executor | None = None,
     started: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Execution]:
-    """One batch x [B, ...], whose first sample is number `first`, through all backends, references before the others.
+    """One batch x [B, ...] through all backends, references before the others; `numbers` are those of its samples.
 
     Returns what the references gave. `yardstick` is the float reference in float64; it runs only where spikes differ.
-    `started` hears who is next.
-
-    Raises:
-        StattenError: a reference failed. Any other backend that fails is out from then on, with the reason.
+    `started` hears who is next. Whoever fails, whatever it raises, is out from then on, with the reason, and so are
+    those that are held to it.
     """
-    kept: dict[str, Execution] = {}
+    turn = _Turn(x, labels, numbers, yardstick)
     references = {runner.reference for runner in runners.values()}
-    exact: Execution | None = None
     for runner in runners.values():
+        reference = runners[runner.reference]
+        if runner.held and reference.failed and not runner.failed:
+            runner.failed = f"{reference.name}, which it is held to, failed"  # no problem of its own
         if runner.failed:
             continue
         started(runner.name)
-        start = perf_counter()
         try:
-            found = runner.executor.run(x)
-        except StattenError as error:
-            if runner.name in references:
-                raise
-            _stop(runner, f"failed on samples {first} to {first + len(x) - 1}: {error}")
+            found = turn.take(runner, cast(Traceable, reference.executor))
+        except Exception as error:  # engines raise nearly anything
+            runner.stop(f"failed on samples {numbers[0]} to {numbers[-1]}: {reason(error)}", error)
             continue
-        runner.seconds = perf_counter() - start
-        expected = kept.get(runner.reference)
-        if runner.name in references:
-            kept[runner.name] = found
+        if runner.name in references and not runner.failed:
+            turn.kept[runner.name] = found
+        del found  # before the next backend needs memory for its own
+    return turn.kept
+
+
+@dataclass
+class _Turn:
+    """One batch. kept: what the references gave; exact: what the yardstick gave."""
+
+    x: Array
+    labels: Labels | None
+    numbers: Sequence[int]
+    yardstick: Executor | None
+    kept: dict[str, Execution] = field(default_factory=dict)
+    exact: Execution | None = None
+
+    def take(self, runner: Runner, reference: Traceable) -> Execution:
+        """Run one backend, compare it and count it."""
+        start = perf_counter()
+        found = runner.executor.run(self.x)
+        runner.seconds = max(runner.seconds, perf_counter() - start)
+        expected = self.kept.get(runner.reference)
         if runner.held and expected is not None:
-            if not same_interface(runner.agreement, expected, found):
-                _stop(runner, f"gives other layers or outputs than {runner.reference}")
-                runner.problems += runner.agreement.problems[:MAX_PROBLEMS]
-                continue
-            before = runner.agreement.spike_mismatches
-            _hold(runner, cast(Traceable, runners[runner.reference].executor), x, expected, found, first)
-            if yardstick is not None and not runner.agreement.exact and runner.agreement.spike_mismatches > before:
-                exact = yardstick.run(x) if exact is None else exact
-                measure_yardstick(runner.agreement, expected, exact)
-        runner.tally.update(x, found, expected, labels)
-        del found, expected  # before the next backend needs memory for its own
-    return kept
+            agreement = runner.agreement
+            if not same_interface(agreement, expected, found):
+                runner.stop(f"gives other layers or outputs than {runner.reference}")
+                runner.problems += agreement.problems[:MAX_PROBLEMS]
+                return found
+            before = agreement.spike_mismatches
+            _hold(agreement, reference, self.x, expected, found, self.numbers)
+            if self.yardstick is not None and not agreement.exact and agreement.spike_mismatches > before:
+                self.exact = self.yardstick.run(self.x) if self.exact is None else self.exact
+                measure_yardstick(agreement, expected, self.exact)
+        runner.tally.update(self.x, found, expected, self.labels)
+        return found
 
 
-def _hold(runner: Runner, reference: Traceable, x: Array, expected: Execution, found: Execution, first: int) -> None:
-    agreement = runner.agreement
+def _hold(
+    agreement: Agreement, reference: Traceable, x: Array, expected: Execution, found: Execution, numbers: Sequence[int]
+) -> None:
     if agreement.exact:
-        compare_integers(agreement, cast(IntegerExecution, expected), cast(IntegerExecution, found), first)
+        compare_integers(agreement, cast(IntegerExecution, expected), cast(IntegerExecution, found), numbers)
     else:
         compare_batch(agreement, reference, x, expected, found)
     agreement.notes.clear()  # of the interface: said once per batch
     del agreement.problems[MAX_PROBLEMS:]
 
 
-def _stop(runner: Runner, reason: str) -> None:
-    runner.failed = reason
-    runner.problems.append(reason)
+def reason(error: Exception) -> str:
+    """One line: what was raised on purpose says it itself, anything else with its kind."""
+    line = " ".join(str(error).split())
+    if isinstance(error, StattenError):
+        return line
+    return f"{type(error).__name__}: {line}"[:MAX_REASON].removesuffix(": ")
 
 
 def _strayed(agreement: Agreement) -> str:

@@ -23,7 +23,7 @@ def _row(
         row.unavailable = runner.failed
         return row
     own, tally = counts[runner.name], runner.tally
-    other = counts[runner.reference] if runner.reference != runner.name else None
+    other = counts.get(runner.reference) if runner.reference != runner.name else None
     row.samples, row.predictions = tally.samples, tally.predictions
     if tally.predictions and other is not None:
         row.agreement = tally.same / tally.samples

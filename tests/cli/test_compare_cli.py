@@ -161,6 +161,22 @@ def test_a_wrong_artefact_is_status_1_and_in_the_report(
     assert len(report["problems"]) >= 1
 
 
+def test_debug_shows_what_an_engine_raised(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
+    def fall_over(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("fell over")
+
+    monkeypatch.setattr(targets, "build_onnx", fall_over)
+    options = (STREAM, "--backends", "nir,onnx", "--samples", 1, *UNTIMED)
+    assert compare(*options) == 1
+    told = capsys.readouterr()
+    assert told.err == "statten-compare: error: onnx: cannot be set up: RuntimeError: fell over\n"
+    assert re.search(r"nir +100.00 % +100.00 %", told.out)
+    assert compare(*options, "--debug") == 1
+    assert ", in fall_over" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from statten_deploy import compare_backends, targets
-from statten_deploy.compare.integers import FixedExecutor
+from statten_deploy.compare.executors import OnnxExecutor, TorchExecutor
+from statten_deploy.compare.integers import FixedExecutor, TorchIntExecutor
 from statten_deploy.energy import EnergyCounter
-from statten_deploy.errors import InputError, UnsupportedError
+from statten_deploy.errors import InputError, StattenError, UnsupportedError
 from statten_deploy.export.nir import write_nir
 from statten_deploy.frontend import build_graph
 from statten_deploy.models.statten import STAtten
 from statten_deploy.quantize import QuantizeOptions, quantize
+from statten_deploy.train.data.split import fixed_order
 from tests.compare.few import FEW, UNTIMED, row
 from tests.conftest import lively_model, small_config
 from tests.simulate.builders import affine, conv, graph, inp, lif, out
@@ -99,6 +101,74 @@ def test_wrong_floats_are_named(
     found = compare_backends(network, (backend,), data=data, **UNTIMED)
     assert re.match(rf"{backend}: layer 'block.0.mlp.fc2_lif', step \d, neuron \(3, ", found.problems[0])
     assert "thresholds away from its threshold (allowed 1e-04)" in found.problems[0]
+
+
+def falls(kind: type[Exception]) -> Callable[..., Any]:
+    def fall(*_: Any, **__: Any) -> Any:
+        raise kind("fell over")
+
+    return fall
+
+
+def test_an_engine_that_cannot_be_set_up_is_a_row_and_a_problem(
+    network: STAtten, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "build_onnx", falls(RuntimeError))
+    found = compare_backends(network, ("nir", "onnx", "fixed"), data=data, samples=2, **UNTIMED)
+    assert found.problems == ["onnx: cannot be set up: RuntimeError: fell over"]
+    assert row(found, "onnx").unavailable == "cannot be set up: RuntimeError: fell over"
+    assert row(found, "nir").agreement == row(found, "fixed").agreement == 1.0
+    assert "RuntimeError: fell over" in found.traces[0]
+    assert "traces" not in found.to_dict()
+
+
+def test_an_engine_that_falls_over_is_a_row_and_a_problem(
+    network: STAtten, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxExecutor, "run", falls(MemoryError))
+    monkeypatch.setattr(TorchIntExecutor, "run", falls(RuntimeError))
+    found = compare_backends(network, ("nir", "onnx", "fixed"), data=data, samples=2, **UNTIMED)
+    assert [problem.split(": ")[0] for problem in found.problems] == ["onnx", "torch-int"]
+    assert row(found, "fixed").unavailable == "torch-int, which it is held to, failed"
+    assert "failed on samples" in row(found, "onnx").unavailable
+    assert (row(found, "nir").agreement, row(found, "nir").spike_mismatches) == (1.0, 0)
+    assert found.raster is not None
+    monkeypatch.setattr(TorchExecutor, "run", falls(RuntimeError))
+    with pytest.raises(
+        StattenError, match=r"no backend ran to the end: torch: failed on samples .* fell over"
+    ) as caught:
+        compare_backends(network, ("onnx",), data=data, samples=2, **UNTIMED)
+    assert any("Traceback" in note for note in caught.value.__notes__)
+
+
+def test_the_float_reference_may_fail_and_the_integers_go_on(
+    network: STAtten, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, calls = TorchExecutor.run, []
+
+    def fall_later(self: TorchExecutor, x: np.ndarray) -> Any:
+        calls.append(1)
+        if len(calls) > 4:  # quantisation looks at it, too
+            raise RuntimeError("fell over")
+        return run(self, x)
+
+    monkeypatch.setattr(TorchExecutor, "run", fall_later)
+    found = compare_backends(network, ("nir", "fixed"), data=data, batch=1, **UNTIMED)
+    assert found.problems == [f"torch: {row(found, 'torch').unavailable}"]
+    assert row(found, "nir").unavailable == "torch, which it is held to, failed"
+    assert (row(found, "torch-int").unavailable, row(found, "torch-int").relative_synops) == ("", None)
+    assert row(found, "fixed").relative_synops == 0.0
+
+
+def test_an_engine_that_fails_while_it_is_timed_keeps_its_counts(
+    network: STAtten, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TorchExecutor, "infer", falls(RuntimeError))
+    found = compare_backends(network, ("nir",), data=data, samples=3, latency_seconds=1e-6)
+    assert found.problems == ["torch: failed while it was timed: RuntimeError: fell over"]
+    assert row(found, "torch").latency is None
+    assert row(found, "torch").synops == row(found, "nir").synops > 0
+    assert row(found, "nir").latency is not None
 
 
 HIDDEN = {
@@ -186,11 +256,28 @@ def test_frames_of_real_values(tmp_path: Path) -> None:
     options = {"data": path, "time_steps": 6, **UNTIMED}
     real = row(compare_backends(stranger(), ("onnx",), **options), "onnx")
     assert real.macs > 0
-    with pytest.raises(InputError, match="event inputs hold fractions"):
+    with pytest.raises(InputError, match=r"x.npz: sample 0 holds fractions, but --input events says whole numbers"):
         compare_backends(stranger(), ("onnx",), input="events", **options)
     np.savez(path, x=np.ones((3, 6, 2, 6, 6), np.float32))
     assert row(compare_backends(stranger(), ("onnx",), **options), "onnx").macs == 0
     assert row(compare_backends(stranger(), ("onnx",), input="frames", **options), "onnx").macs == real.macs
+
+
+def test_frames_that_turn_out_to_be_real_values(tmp_path: Path) -> None:
+    """The first batch looks like counts of events, a later sample does not: its number in the data is named."""
+    path = tmp_path / "x.npz"
+    x = np.random.default_rng(0).integers(0, 3, (40, 6, 2, 6, 6)).astype(np.float32)
+    x[sorted(fixed_order(40, 0)[:8])[6], 3, 1] = 0.5
+    np.savez(path, x=x)
+    number = int(np.flatnonzero((x % 1).any((1, 2, 3, 4)))[0])
+    options = {"data": path, "time_steps": 6, "samples": 8, "batch": 3, **UNTIMED}
+    said = (
+        f"x.npz: sample {number} holds fractions, but the first 3 hold whole numbers and were taken for counts of "
+        "events; give --input frames"
+    )
+    with pytest.raises(InputError, match=said):
+        compare_backends(stranger(), ("onnx",), **options)
+    assert row(compare_backends(stranger(), ("onnx",), input="frames", **options), "onnx").macs > 0
 
 
 def test_a_recurrent_graph_runs_where_it_can() -> None:

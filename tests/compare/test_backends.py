@@ -18,6 +18,7 @@ from statten_deploy.errors import ConfigError, InputError, UnsupportedError
 from statten_deploy.frontend import build_graph
 from statten_deploy.models.statten import STAtten
 from statten_deploy.quantize import QuantizeOptions, quantize
+from statten_deploy.train.data.split import fixed_order
 from tests.compare.few import FEW, SAMPLES, UNTIMED, row
 
 
@@ -105,7 +106,7 @@ def test_what_is_timed(network: STAtten, data: Path, monkeypatch: pytest.MonkeyP
     """Engines without their spikes, on one sample and on a batch, unless a batch took very long."""
     calls = []
 
-    def measure(asked: dict[str, Any], batch: int, seconds: float) -> dict[str, Latency]:
+    def measure(asked: dict[str, Any], batch: int, seconds: float, failed: object) -> dict[str, Latency]:
         calls.append((list(asked), batch, seconds))
         outputs = [call() for call in asked.values()]
         assert all(np.ndim(logits_of(output)) == 2 and len(logits_of(output)) == batch for output in outputs)
@@ -133,6 +134,9 @@ def test_what_is_drawn(found: Comparison, network: STAtten, data: Path) -> None:
         execution = TorchExecutor(network).run(file["x"][:2])
     assert found.raster is not None
     assert (found.raster.sample, found.raster.label) == (0, 0)
+    few = compare_backends(network, ("onnx",), data=data, samples=2, seed=2, **UNTIMED)
+    chosen = sorted(fixed_order(SAMPLES, 2)[:2])
+    assert (few.raster.sample, few.raster.label) == (chosen[0], chosen[0]) != (0, 0)  # of the data set, not of the two
     assert found.raster.predicted == row(found, "torch").predictions[0]
     assert found.raster.layers.keys() == execution.spikes.keys()
     for name, spikes in found.raster.layers.items():

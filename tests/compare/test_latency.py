@@ -31,20 +31,43 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_in_turns_after_a_call_to_warm_up(clock: Clock) -> None:
-    found = latency.measure({"a": clock.call("a", 9, 1, 2, 3), "b": clock.call("b", 0.5)}, batch=7, seconds=3)
+    found = latency.measure({"a": clock.call("a", 9, 1, 2, 3), "b": clock.call("b", 0.5)}, 7, 3, unheard)
     assert clock.log[:6] == ["a", "b", "a", "b", "a", "b"]
     assert found["a"] == Latency(7, 2000.0, pytest.approx(2800.0), 3)  # 1, 2, 3: the 9 was the first call
     assert found["b"] == Latency(7, 500.0, 500.0, 6)
 
 
+def unheard(name: str, error: Exception) -> None:
+    raise AssertionError(name) from error
+
+
+def test_a_call_that_raises_is_out_and_heard_of(clock: Clock) -> None:
+    """At once, or later on; the others go on."""
+
+    def at_once() -> None:
+        raise RuntimeError("never")
+
+    def later() -> None:
+        clock.log.append("later")
+        clock.now += 1
+        if clock.log.count("later") == 3:
+            raise MemoryError
+
+    heard = []
+    calls = {"never": at_once, "later": later, "fine": clock.call("fine", 1)}
+    found = latency.measure(calls, 1, 4, lambda name, error: heard.append((name, type(error))))
+    assert heard == [("never", RuntimeError), ("later", MemoryError)]
+    assert found == {"fine": Latency(1, 1000.0, 1000.0, 4)}
+
+
 def test_most_and_fewest_runs(clock: Clock) -> None:
-    found = latency.measure({"fast": clock.call("fast", 1e-6), "slow": clock.call("slow", 5)}, 1, seconds=2)
+    found = latency.measure({"fast": clock.call("fast", 1e-6), "slow": clock.call("slow", 5)}, 1, 2, unheard)
     assert found["fast"].runs == latency.MAX_RUNS
     assert found["slow"].runs == latency.MIN_RUNS
 
 
 def test_what_would_take_too_long_is_called_once(clock: Clock) -> None:
-    found = latency.measure({"slow": clock.call("slow", 7), "other": clock.call("other", 1)}, 1, seconds=2)
+    found = latency.measure({"slow": clock.call("slow", 7), "other": clock.call("other", 1)}, 1, 2, unheard)
     assert clock.log.count("slow") == 1
     assert found["slow"] == Latency(1, 7000.0, 7000.0, 1)
     assert found["other"].runs == 3

@@ -5,6 +5,7 @@ import weakref
 import numpy as np
 import pytest
 
+from statten_deploy.compare import lockstep
 from statten_deploy.compare.executors import Execution, GraphExecutor
 from statten_deploy.compare.lockstep import Runner, run_batch
 from statten_deploy.compare.tally import Tally
@@ -54,6 +55,11 @@ def runner(graph, name: str, executor, reference: str = "torch") -> Runner:
     return Runner(name, "float32", executor, executor.run, reference, name != reference, Tally(graph, "image"), [])
 
 
+def pair(batch: int) -> range:
+    """The numbers of the two samples of a batch."""
+    return range(2 * batch, 2 * batch + 2)
+
+
 def test_no_spikes_outlive_their_use(network) -> None:
     """Whatever the number of backends and batches: those of the reference, and those of one backend."""
     graph, x, real = network
@@ -61,7 +67,7 @@ def test_no_spikes_outlive_their_use(network) -> None:
     fakes = [Fake(real, alive=alive) for _ in range(5)]
     runners = {name: runner(graph, name, fake) for name, fake in zip(("torch", *"abcd"), fakes, strict=True)}
     for batch in range(4):
-        run_batch(runners, x, None, 2 * batch)
+        run_batch(runners, x, None, pair(batch))
     assert [fake.calls for fake in fakes] == [4] * 5
     assert [fake.most for fake in fakes] == [1, 2, 2, 2, 2]
     assert len(alive) == 0
@@ -82,7 +88,7 @@ def test_the_yardstick_runs_only_where_spikes_differ(network) -> None:
         "b": runner(graph, "b", Fake(real, flip_head)),
     }
     for batch in range(3):
-        run_batch(runners, x, None, 2 * batch, yardstick)
+        run_batch(runners, x, None, pair(batch), yardstick)
     assert yardstick.calls == 1  # of three batches the second, once for both
     assert runners["a"].agreement.spike_mismatches == runners["a"].tally.mismatches == 1
 
@@ -91,7 +97,7 @@ def test_a_flip_far_from_the_threshold_is_a_problem(network) -> None:
     graph, x, real = network
     runners = {"torch": runner(graph, "torch", Fake(real)), "a": runner(graph, "a", Fake(real, flip_head))}
     for batch in range(4):
-        run_batch(runners, x, None, 2 * batch)
+        run_batch(runners, x, None, pair(batch))
     runners["a"].finish(runners["torch"])
     (problem,) = runners["a"].problems
     assert problem.startswith("layer 'head_lif', step 0, neuron (0,): the spike differs although the membrane is")
@@ -116,7 +122,7 @@ def test_what_is_said_of_flips_within_the_tolerances(network, monkeypatch, kind,
     monkeypatch.setattr(real, "margins", lambda x, layer: np.full((4, len(x), 32), 1e-7), raising=False)
     runners = {"torch": runner(graph, "torch", kind(real)), "a": runner(graph, "a", Fake(real, flip_head))}
     for batch in range(4):
-        run_batch(runners, x, None, 2 * batch)
+        run_batch(runners, x, None, pair(batch))
     runners["a"].finish(runners["torch"])
     assert runners["a"].problems == []
     (note,) = runners["a"].notes
@@ -142,7 +148,7 @@ def test_a_backend_that_fails_is_out_and_the_others_go_on(network) -> None:
         "c": runner(graph, "c", Fake(real)),
     }
     for batch in range(3):
-        run_batch(runners, x, None, 2 * batch)
+        run_batch(runners, x, None, pair(batch))
     for one in runners.values():
         one.finish(runners["torch"])
     assert runners["a"].executor.calls == 1
@@ -154,12 +160,57 @@ def test_a_backend_that_fails_is_out_and_the_others_go_on(network) -> None:
     assert (runners["c"].problems, runners["c"].tally.samples) == ([], 6)
 
 
-def test_a_reference_that_fails_ends_it(network) -> None:
+def run_out(execution: Execution, call: int) -> None:
+    if call == 1:
+        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL :\n  no memory")
+
+
+def test_whatever_an_engine_raises_it_alone_is_out(network) -> None:
     graph, x, real = network
-    runners = {"torch": runner(graph, "torch", Fake(real, fail)), "a": runner(graph, "a", Fake(real))}
-    run_batch(runners, x, None, 0)
-    with pytest.raises(StattenError, match="fell over"):
-        run_batch(runners, x, None, 2)
+    runners = {
+        "torch": runner(graph, "torch", Fake(real)),
+        "a": runner(graph, "a", Fake(real, run_out)),
+        "b": runner(graph, "b", Fake(real, lambda execution, call: execution.spikes.update(head_lif=np.zeros(3)))),
+        "c": runner(graph, "c", Fake(real)),
+    }
+    for _ in range(3):
+        assert run_batch(runners, x, None, [10, 17]).keys() == {"torch"}
+    assert runners["a"].problems == [
+        "failed on samples 10 to 17: RuntimeError: [ONNXRuntimeError] : 1 : FAIL : no memory"
+    ]
+    assert runners["a"].failed == runners["a"].problems[0]
+    assert "in run_out" in runners["a"].traces[0]
+    assert runners["b"].failed
+    assert (runners["c"].problems, runners["c"].tally.samples) == ([], 6)
+
+
+def test_nobody_is_held_to_a_reference_that_failed(network) -> None:
+    graph, x, real = network
+    runners = {
+        "torch": runner(graph, "torch", Fake(real, run_out)),
+        "a": runner(graph, "a", Fake(real)),
+        "other": runner(graph, "other", Fake(real), "other"),
+        "b": runner(graph, "b", Fake(real), "other"),
+    }
+    for batch in range(3):
+        kept = run_batch(runners, x, None, pair(batch))
+    assert kept.keys() == {"other"}
+    for one in runners.values():
+        one.finish(runners[one.reference])
+    assert runners["a"].failed == "torch, which it is held to, failed"
+    assert [len(one.problems) for one in runners.values()] == [1, 0, 0, 0]
+    assert (runners["a"].executor.calls, runners["b"].tally.samples) == (1, 6)
+
+
+def test_the_longest_batch_is_remembered(network, monkeypatch) -> None:
+    """The last one can be a single sample: it says nothing about how long a whole batch takes."""
+    graph, x, real = network
+    now = iter([0.0, 1.0, 10.0, 15.0, 20.0, 22.0])
+    monkeypatch.setattr(lockstep, "perf_counter", lambda: next(now))
+    runners = {"torch": runner(graph, "torch", Fake(real))}
+    for batch in range(3):
+        run_batch(runners, x, None, pair(batch))
+    assert runners["torch"].seconds == 5.0
 
 
 def test_problems_do_not_grow_with_the_batches(network) -> None:
@@ -170,7 +221,7 @@ def test_problems_do_not_grow_with_the_batches(network) -> None:
 
     runners = {"torch": runner(graph, "torch", Fake(real)), "a": runner(graph, "a", Fake(real, wrong))}
     for batch in range(5):
-        run_batch(runners, x, None, 2 * batch)
+        run_batch(runners, x, None, pair(batch))
     runners["a"].finish(runners["torch"])
     assert len(runners["a"].problems) == 3
     assert runners["a"].tally.mismatches == runners["a"].agreement.spike_mismatches > 0
