@@ -165,8 +165,8 @@ def _missing(counts: Counts, profile: Profile, hops_known: bool) -> tuple[str, .
             f"up to {more / counts.samples:,.0f} further SynOps per sample where residual currents cannot be passed on "
             "and every reader needs synapses of its own"
         )
-    for name, what in (("neuron_update", "neuron updates"), ("spike", "spike transport")):
-        if not any(figure.startswith(name) or (name == "spike" and figure == "axon_out") for figure in figures):
+    for what, priced_by in (("neuron updates", "updates"), ("spike transport", "spikes")):
+        if not any(PER_NEURON.get(figure) == priced_by for figure in figures):
             found.append(f"{what}: no figure of their own")
     reads = sum(layer.reads for layer in counts.layers)
     if reads:

@@ -143,6 +143,36 @@ def test_a_profile_of_ones_own(tmp_path):
     assert not any("MACs" in what for what in report.not_included)
 
 
+UPDATES, TRANSPORT = "neuron updates: no figure of their own", "spike transport: no figure of their own"
+
+
+@pytest.mark.parametrize(
+    ("figure", "missing"),
+    [
+        ("neuron_update_inactive", [UPDATES, TRANSPORT]),  # never charged: spikes do not tell which neurons are idle
+        ("neuron_update", [TRANSPORT]),
+        ("neuron_access", [TRANSPORT]),
+        ("spike", [UPDATES]),
+        ("spike_out", [UPDATES]),
+        ("axon_out", [UPDATES]),
+    ],
+)
+def test_what_a_profile_has_no_figure_for_is_said(tmp_path, figure, missing):
+    path = tmp_path / "my.toml"
+    path.write_text(OWN.replace("[figures.mac]", f"[figures.{figure}]"))
+    report = energy(counts(1), load_profile(path))
+    assert [what for what in report.not_included if what in (UPDATES, TRANSPORT)] == missing
+
+
+def test_events_that_come_in_are_no_spikes_of_neurons():
+    """Whoever sends them pays: neither an update nor a spike is charged for the input."""
+    image = LayerCounts("frames", "Input", "input", neurons=7, updates=56, spikes=5, spikes_by_step=(2, 3))
+    lif = LayerCounts("lif", "LIF", "neurons", neurons=10, updates=80, spikes=6, spikes_by_step=(2, 4))
+    for name in ("loihi1", "loihi1-sanafe"):
+        report = energy(Counts((image, lif), 1, 2), load_profile(name))
+        assert [layer.name for layer in report.layers] == ["lif"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
