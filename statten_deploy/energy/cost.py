@@ -153,7 +153,11 @@ def _synop_figure(layer: LayerCounts, figures: Mapping[str, Figure]) -> str:
 def _missing(counts: Counts, profile: Profile, hops_known: bool) -> tuple[str, ...]:
     found = [STATIC]
     if profile.family == "paper":
-        return (*found, "neurons, pools, gates, memory and data movement: the convention has no figure for them")
+        return (
+            *found,
+            "neurons, pools and gates (attention's own sums apart), memory and data movement: the convention has no "
+            "figure for them",
+        )
     figures = profile.figures
     if "hop_east_west" in figures and not hops_known:
         found.append("hops between tiles: they need a placement")

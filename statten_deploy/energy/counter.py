@@ -29,9 +29,12 @@ from statten_deploy.energy.signals import (
     widened,
 )
 from statten_deploy.errors import ConfigError, InputError, UnsupportedError
-from statten_deploy.ir import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttention, TokenMaxPool
+from statten_deploy.ir import SpikeAnd, SpikeMaxPool2d, STAttenAttention, TokenMaxPool
 from statten_deploy.ir.graph import hints, inline_subgraphs, input_names, predecessors, successors
+from statten_deploy.ir.integer import IntegerSumPool2d
 from statten_deploy.ir.shapes import infer_shapes
+
+SUMS = (nir.SumPool2d, IntegerSumPool2d)
 
 InputKind = Literal["image", "frames", "events"]
 INPUT_KINDS: dict[str, Kind] = {"image": Kind.HELD, "frames": Kind.CURRENTS, "events": Kind.EVENTS}
@@ -198,14 +201,15 @@ class EnergyCounter:
         shape, out = self.shapes[sources[0]], self.shapes[name]
         reached = fan_out(node, shape, out)
         products = dense(node, shape, out)
-        facts: dict[str, Any] = {"dense_macs": products if weighted else 0}
+        attends = self._sums_tokens(name, node)
+        facts: dict[str, Any] = {"dense_macs": products if weighted or attends else 0}
         if weighted:
             facts["weights"] = int(np.count_nonzero(node.weight))
             facts["readers"] = max(1, len(_readers(self.graph, name)))
         kind = self._port(sources)
         if kind is Kind.EVENTS:
             facts["synops"] = self._synops(sources, reached)
-            if not isinstance(node, MaxPool2d):
+            if weighted or attends:
                 facts["paper_acs"] = Fraction(self._active(sources) * products, prod(shape))
         else:
             every_step = self.samples * (1 if kind is Kind.RESULT else self.steps)
@@ -217,6 +221,15 @@ class EnergyCounter:
             else:
                 facts["reads"] = total * once
         return LayerCounts(name, type(node).__name__, "synapses" if weighted else "pool", **facts)
+
+    def _sums_tokens(self, name: str, node: Any) -> bool:
+        """Whether this is attention's sum of k AND v over all tokens. Other pools are free in the paper convention."""
+        if not isinstance(node, SUMS) or prod(self.shapes[name][1:]) != 1:
+            return False
+        source = self.into[name]["input"][0]
+        if isinstance(self.graph.nodes[source], TokenMaxPool):
+            source = self.into[source]["input"][0]
+        return isinstance(self.graph.nodes[source], SpikeAnd)
 
     def _attention_layer(self, name: str, node: STAttenAttention) -> LayerCounts:
         found = self._attention.get(name, _Attention())

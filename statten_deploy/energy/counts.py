@@ -24,6 +24,7 @@ class LayerCounts:
         reads: currents that pools read.
     Paper convention:
         dense_macs: products of one step of one sample, padding and zero weights included: an ANN of the same shape.
+            Of pools only attention's sum over tokens has any; the others are free in the convention.
         paper_macs: dense_macs · steps · samples where currents arrive. paper_acs: firing rate · that where events do.
     """
 

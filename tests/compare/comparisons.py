@@ -29,7 +29,7 @@ PAPER = ProfileInfo(
     "Paper convention, 32-bit floating point, 45 nm",
     "paper",
     ("estimated",),
-    ("static power", "neurons, pools, gates, memory and data movement"),
+    ("static power", "neurons, pools and gates, memory and data movement"),
     ("mac 4.6 pJ (estimated): Horowitz, ISSCC 2014", "ac 0.9 pJ (estimated): Horowitz, ISSCC 2014"),
 )
 

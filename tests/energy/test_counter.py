@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statten_deploy.compare.executors import GraphExecutor, TorchExecutor
-from statten_deploy.energy import EnergyCounter, chip_fit
+from statten_deploy.energy import EnergyCounter, chip_fit, energy, load_profile
 from statten_deploy.energy.fanout import dense, fan_in, fan_out
 from statten_deploy.errors import ConfigError, InputError, UnsupportedError
 from statten_deploy.fixed_point.runner import IntegerRunner
@@ -93,6 +93,42 @@ def test_every_connection_counts_as_spike_by_spike(node, shape):
     if isinstance(getattr(node, "padding", None), str):  # torch pads the odd one after
         node = nir.Conv2d((5, 6), node.weight, 1, 0, 1, 1, node.bias)
     assert counter.counts()["node"].synops == brute.synops(node, spikes, out) > 0
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        nir.SumPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0])),
+        nir.SumPool2d(np.array([4, 4]), np.array([4, 4]), np.array([0, 0])),  # over everything, and yet no attention
+        nir.AvgPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0])),
+        IntegerSumPool2d((4, 4), (4, 4), 0),
+        SpikeMaxPool2d((2, 2), (2, 2), (0, 0)),
+    ],
+    ids=["sum", "whole", "mean", "integer", "or"],
+)
+def test_pools_are_free_in_the_paper_convention_for_spikes_and_for_the_ann(node):
+    graph, out = network(node, (2, 4, 4))
+    counter = EnergyCounter(graph, input="image")
+    counter.update({"s": np.ones((3, 2, 2, 4, 4), dtype=bool), "o": np.zeros((3, 2, *out), dtype=bool)})
+    counts = counter.counts()
+    assert (counts["node"].synops, counts["node"].paper_acs, counts["node"].dense_macs) == (3 * 2 * 32, 0, 0)
+    report = energy(counts, load_profile("45nm-fp32"))
+    assert (report.total_pj, report.ann_pj) == (0, 0)
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("variant", ["sdt", "dvs-sdt"])
+def test_the_token_sum_of_sdt_is_attention(variant, bits):
+    """Spikes that are summed; in an ANN one product of k and v per token and channel."""
+    config = small_config(variant, depth=1)
+    graph, x = build_graph(lively_model(config)), lively_input(config).numpy()
+    spikes = GraphExecutor(graph).run(x).spikes
+    counter = EnergyCounter(graph if bits is None else quantize(graph, QuantizeOptions(bits)))
+    counter.update(spikes, x)
+    layer = counter.counts()["block.0.attn.kv_sum"]
+    channels, tokens = config.embed_dim, config.token_grid[0] * config.token_grid[1]
+    assert layer.paper_acs == layer.synops > 0
+    assert layer.dense_macs == channels * tokens
 
 
 def spiking_names(graph):
