@@ -1,13 +1,16 @@
 """Batch by batch: who is compared with whom, what stays in memory, who is out after a failure."""
 
 import weakref
+from copy import copy
 
+import nir
 import numpy as np
 import pytest
 
 from statten_deploy.compare import lockstep
 from statten_deploy.compare.executors import Execution, GraphExecutor
 from statten_deploy.compare.lockstep import Runner, run_batch
+from statten_deploy.compare.results import backend_results
 from statten_deploy.compare.tally import Tally
 from statten_deploy.errors import StattenError
 from statten_deploy.frontend import build_graph
@@ -225,3 +228,45 @@ def test_problems_do_not_grow_with_the_batches(network) -> None:
     runners["a"].finish(runners["torch"])
     assert len(runners["a"].problems) == 3
     assert runners["a"].tally.mismatches == runners["a"].agreement.spike_mismatches > 0
+
+
+def turn_round(execution: Execution, call: int) -> None:
+    """Another class for one sample of eight, and by the way the same spikes."""
+    if call == 1:
+        execution.outputs["logits"] = execution.outputs["logits"].copy()
+        execution.outputs["logits"][1] = np.roll(execution.outputs["logits"][1], 1)
+
+
+def test_agreement_is_the_share_of_samples_with_the_class_of_the_reference(network) -> None:
+    graph, x, real = network
+    runners = {
+        "torch": runner(graph, "torch", Fake(real)),
+        "a": runner(graph, "a", Fake(real, turn_round)),
+        "b": runner(graph, "b", Fake(real)),
+    }
+    for batch in range(4):
+        run_batch(runners, x, None, pair(batch))
+    rows = {row.name: row for row in backend_results(runners, [])}
+    assert (rows["torch"].agreement, rows["a"].agreement, rows["b"].agreement) == (None, 7 / 8, 1.0)
+    assert [a != b for a, b in zip(rows["a"].predictions, rows["b"].predictions, strict=True)].index(True) == 3
+
+
+def test_integer_backends_are_held_to_the_counts(network) -> None:
+    """Spikes may be equal where a written graph has other weights that are zero."""
+    graph, x, real = network
+    other = nir.NIRGraph({**graph.nodes}, graph.edges, metadata=graph.metadata, type_check=False)
+    name = "block.0.mlp.fc1_conv"
+    other.nodes[name] = copy(graph.nodes[name])
+    other.nodes[name].weight = (
+        graph.nodes[name].weight * (np.arange(graph.nodes[name].weight.shape[1]) != 0)[:, None, None]
+    )
+    runners = {}
+    for one, counted in (("torch-int", graph), ("a", other), ("b", graph)):
+        executor = Fake(real)
+        tally = Tally(counted, "image")
+        runners[one] = Runner(one, "integer", executor, executor.run, "torch-int", one != "torch-int", tally, [])
+        tally.update(x, real.run(x), None, None)
+    for one in runners.values():
+        one.finish(runners["torch-int"])
+    assert runners["a"].problems == ["its counts differ from those of torch-int, although no spike does"]
+    assert runners["b"].problems == []
