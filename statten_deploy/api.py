@@ -15,6 +15,7 @@ from statten_deploy.compare.integers import FixedExecutor
 from statten_deploy.compare.verify import Agreement, batch_size, verify_against
 from statten_deploy.errors import InputError, VerificationError
 from statten_deploy.export.artefact import file_facts, sidecar_path, staging, vectors_path, write_sidecar
+from statten_deploy.export.onnx.integer import Flavour
 from statten_deploy.fixed_point import shift
 from statten_deploy.ir import hints, input_names, output_names
 from statten_deploy.ir.integer import IntegerLIF
@@ -129,15 +130,21 @@ def export_onnx_int8(
     *,
     spike_counts: bool = False,
     layout: Literal["sequence", "stream"] = "sequence",
+    flavour: Flavour = "integer",
     **common: Unpack[Common],
 ) -> ExportResult:
-    """Write an ONNX file of integers, equal to the integer reference. Otherwise as `export_onnx`."""
-    return export(model, "onnx-int8", path, flags=_onnx_flags(spike_counts, layout), **common)
+    """Write an ONNX file of integers, equal to the integer reference. Otherwise as `export_onnx`.
+
+    `flavour`: products as onnxruntime (``integer``) or OpenVINO (``qdq``) is fast at, with the same results.
+    """
+    return export(model, "onnx-int8", path, flags=_onnx_flags(spike_counts, layout, flavour), **common)
 
 
-def _onnx_flags(spike_counts: bool, layout: str) -> dict[str, Any]:
+def _onnx_flags(spike_counts: bool, layout: str, flavour: Flavour = "integer") -> dict[str, Any]:
     """Only what is not the default, for the sidecar."""
-    return {**({"spike_counts": True} if spike_counts else {}), **({"layout": layout} if layout != "sequence" else {})}
+    usual = {"spike_counts": False, "layout": "sequence", "flavour": "integer"}
+    given = {"spike_counts": spike_counts, "layout": layout, "flavour": flavour}
+    return {key: value for key, value in given.items() if value != usual[key]}
 
 
 def export_lava(model: Model, folder: str | Path, **common: Unpack[Common]) -> ExportResult:

@@ -13,6 +13,7 @@ from statten_deploy.compare.norse import NorseExecutor
 from statten_deploy.compare.tally import classes_of
 from statten_deploy.errors import InputError
 from statten_deploy.export.artefact import read_sidecar
+from statten_deploy.export.onnx.integer import FLAVOURS
 from statten_deploy.source import load_source
 from statten_deploy.train.data import InputSpec, load_arrays
 
@@ -136,7 +137,7 @@ def _open_norse(
 
 def _open_onnx(path: Path) -> tuple[Executor, InputSpec]:
     executor: OnnxExecutor | OnnxIntegerExecutor = OnnxExecutor(path, spikes=True)
-    if executor.metadata.get("flavour") == "integer":
+    if executor.metadata.get("flavour") in FLAVOURS:
         executor = OnnxIntegerExecutor(path)
     shape = [size for size in executor.file.sample_shape if size is not None]
     if len(shape) < len(executor.file.sample_shape):

@@ -91,11 +91,15 @@ class TargetSpec:
     """What the format cannot hold of a quantised graph's numbers is rounded."""
 
 
-def default_name(target: Target, stem: str, bits: int | None, layout: str = "sequence") -> str:
-    """``digits.nir``, ``digits.4bit.nir`` for a NIR file of integers, ``digits.int8.onnx``, ``digits.stream.onnx``."""
+def default_name(target: Target, stem: str, bits: int | None, flags: Mapping[str, Any] | None = None) -> str:
+    """``digits.nir``, ``digits.4bit.nir`` for a NIR file of integers, ``digits.int8.onnx``, ``digits.stream.onnx``.
+
+    `flags`: the target's own options, of which a layout and a flavour that are not the default are named.
+    """
     spec = TARGETS[target]
     mark = "" if bits is None and "{bits}" in spec.mark else spec.mark.format(bits=bits)
-    return f"{stem}{mark}{'.stream' if layout == 'stream' else ''}{spec.suffix}"
+    named = [flag for flag in ("qdq", "stream") if flag in (flags or {}).values()]
+    return "".join([f"{stem}{mark}", *(f".{flag}" for flag in named), spec.suffix])
 
 
 def _write_nir(subject: Subject, path: Path) -> Written:
@@ -171,7 +175,8 @@ def _written_onnx(subject: Subject, path: Path) -> Written:
     told = Interface.of(metadata, path)
     steps = () if told.held else (told.steps_per_call,)
     shape = ["batch", *steps, *subject.source.frame_shape]
-    facts: dict[str, Any] = {"input": {"name": input_names(subject.graph)[0], "shape": shape}, "layout": told.layout}
+    facts: dict[str, Any] = {"input": {"name": input_names(subject.graph)[0], "shape": shape}}
+    facts |= {"layout": told.layout, "flavour": told.flavour}
     if told.layout == "sequence":
         return Written(sidecar=facts)
     facts |= {"steps_per_call": told.steps_per_call, "states": json.loads(metadata["states"])}

@@ -58,6 +58,13 @@ class Layout(StrEnum):
     stream = "stream"
 
 
+class Flavour(StrEnum):
+    """How an integer ONNX file is written."""
+
+    integer = "integer"
+    qdq = "qdq"
+
+
 def export(
     model: Annotated[Path, typer.Argument(help="Checkpoint (.ckpt, .pth, .pth.tar, .pt, .safetensors) or .nir file.")],
     target: Annotated[Target, typer.Option(help="Artefact to write.")],
@@ -96,6 +103,13 @@ def export(
         Layout,
         typer.Option(help="onnx, onnx-int8: one call for all steps, or one for each chunk of a stream, with states."),
     ] = Layout.sequence,
+    flavour: Annotated[
+        Flavour | None,
+        typer.Option(
+            help="onnx-int8: integer products for onnxruntime (default integer), or QuantizeLinear and "
+            "DequantizeLinear for OpenVINO. The same results."
+        ),
+    ] = None,
     attention: Annotated[
         Attention | None,
         typer.Option(help="nir: circuits of stock nodes, the compact form, or what fits (default auto)."),
@@ -127,6 +141,8 @@ def export(
         raise UsageError("--spike-counts belongs to --target onnx and onnx-int8")
     if layout is not Layout.sequence and target not in (Target.onnx, Target.onnx_int8):
         raise UsageError("--layout belongs to --target onnx and onnx-int8")
+    if flavour is not None and target is not Target.onnx_int8:
+        raise UsageError("--flavour belongs to --target onnx-int8")
     if until is not None and target is not Target.netx:
         raise UsageError("--until belongs to --target netx")
     circuit_options = {
@@ -141,6 +157,8 @@ def export(
         flags["spike_counts"] = True
     if layout is not Layout.sequence:
         flags["layout"] = layout.value
+    if flavour is Flavour.qdq:
+        flags["flavour"] = flavour.value
     if until:
         flags["until"] = until
     if no_verify and samples is not None:
@@ -153,7 +171,7 @@ def export(
     result = write(
         model,
         target.value,
-        out or Path(default_name(target.value, stem(model), bits, layout.value)),
+        out or Path(default_name(target.value, stem(model), bits, flags)),
         config=read_config_values(config) if config else None,
         time_steps=time_steps,
         dt=dt,

@@ -324,7 +324,8 @@ class Quantizer:
             signal = self.traced.arriving[name][0]
             source = signal.membrane or next(iter(signal.branches), "")
             unit = signal.unit[0] if signal.unit is not None else 1 / nodes[source].scale[0]
-            return TemporalSum(unit / int(hints(self.graph)["time_steps"]))
+            # a float32, so that runtimes without float64 round the same product once
+            return TemporalSum(np.float32(unit / int(hints(self.graph)["time_steps"])))
         return node
 
 

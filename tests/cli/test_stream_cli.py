@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from statten_deploy import export_onnx, targets
+from statten_deploy import export_onnx, export_onnx_int8, targets
 from statten_deploy.errors import InputError, VerificationError
 from statten_deploy.export.onnx import save_onnx
 from statten_deploy.models.checkpoint import CONFIG_KEY
@@ -154,17 +154,45 @@ def test_streams_of_other_tools_graphs(here: Path) -> None:
     np.testing.assert_array_equal(np.concatenate([step.logits for step in steps if step is not None]), whole[0])
 
 
-def test_an_integer_stream_equals_its_sequence_bit_for_bit(here: Path, capsys) -> None:
+def test_integer_streams_and_flavours_equal_the_sequence_bit_for_bit(here: Path, capsys) -> None:
+    """Each in the engine that its flavour is for, as a user gets it."""
     told, logits, name = [], [], "digits-stream"
     x = np.random.default_rng(0).random((6, 1, 16, 16), np.float32)
-    for layout, path in (("sequence", f"{name}.int8.onnx"), ("stream", f"{name}.int8.stream.onnx")):
-        assert export(ZOO / f"{name}.ckpt", "--target", "onnx-int8", "--layout", layout, "--samples", 4) == 0
+    for flavour, layout, path, engine in (
+        ("integer", "sequence", f"{name}.int8.onnx", "onnxruntime"),
+        ("integer", "stream", f"{name}.int8.stream.onnx", "onnxruntime"),
+        ("qdq", "sequence", f"{name}.int8.qdq.onnx", "openvino"),
+        ("qdq", "stream", f"{name}.int8.qdq.stream.onnx", "openvino"),
+    ):
+        options = ("--target", "onnx-int8", "--layout", layout, "--flavour", flavour, "--samples", 4)
+        assert export(ZOO / f"{name}.ckpt", *options) == 0
         out = capsys.readouterr().out
         assert f"wrote {path}" in out
         assert "0 integer outputs differ" in out
+        sidecar = json.loads(Path(f"{path}.json").read_text())
+        assert (sidecar["layout"], sidecar["flavour"]) == (layout, flavour)
+        assert sidecar["options"].get("flavour", "integer") == flavour
         assert run(path, "--data", "digits", "--samples", 60, "--json") == 0
         told.append(json.loads(capsys.readouterr().out))
-        logits.append(load(path, threads=1).predict(x).logits)
-    assert told[0]["layers"] == told[1]["layers"]
-    assert told[0]["predictions"] == told[1]["predictions"]
-    np.testing.assert_array_equal(*logits)
+        session = load(path, threads=1)
+        assert session.engine == engine
+        logits.append(session.predict(x).logits)
+    for other, found in zip(told[1:], logits[1:], strict=True):
+        assert other["layers"] == told[0]["layers"]
+        assert other["predictions"] == told[0]["predictions"]
+        np.testing.assert_array_equal(found, logits[0])
+
+
+@pytest.mark.parametrize("target", ["onnx", "nir", "lava"])
+def test_other_targets_have_no_flavour(here: Path, capsys, target: str) -> None:
+    assert export(ZOO / "digits.ckpt", "--target", target, "--flavour", "integer") == 2
+    assert "--flavour belongs to --target onnx-int8" in error_line(capsys)
+
+
+def test_flavours_in_python(here: Path) -> None:
+    model = lively_model(small_config("static", depth=1))
+    for flavour in ("integer", "qdq"):
+        result = export_onnx_int8(model, here / f"{flavour}.onnx", flavour=flavour)
+        assert result.agreement is not None
+        assert result.agreement.exact
+        assert load(here / f"{flavour}.onnx").metadata["flavour"] == flavour

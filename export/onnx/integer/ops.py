@@ -131,23 +131,29 @@ def emit_output(b: IntegerBuilder, name: str, source: IntegerSignal, node: nir.N
     b.model.graph.value_info.append(helper.make_tensor_value_info(value, TensorProto.INT64, dims))
     b.model.graph.output.append(float_value(name, dims))
     b.integers[name] = value
-    unit = _unit(b, name, node)
+    unit = _unit(node)
+    # Whole numbers and a unit that float32 holds: their product, rounded once, is what float64 gives too.
+    exact = source.magnitude < 1 << 24 and bool(np.all(unit == unit.astype(np.float32)))
+    dtype, element = (np.float32, TensorProto.FLOAT) if exact else (np.float64, TensorProto.DOUBLE)
+    factor = b.array(f"{name}.unit", unit.astype(dtype))
     if b.streams and isinstance(node, TemporalSum):  # the mean over the steps so far; after T of them a factor of 1.0
-        steps = b.aux("Cast", [b.elapsed().output], name, "steps", to=TensorProto.DOUBLE)
-        share = b.aux("Div", [b.number(b.sample_steps, np.float64), steps], name, "share")
+        steps = b.aux("Cast", [b.elapsed().output], name, "steps", to=element)
+        share = b.aux("Div", [b.number(b.sample_steps, dtype), steps], name, "share")
         column = b.reshape(share, (-1, *(1,) * len(shape)), name, "share_of_sample")
-        unit = b.aux("Mul", [unit, column], name, "unit")
-    wide = b.aux("Cast", [value], name, "wide", to=TensorProto.DOUBLE)
-    b.result("Cast", [b.aux("Mul", [wide, unit], name, "real")], name, to=TensorProto.FLOAT)
+        factor = b.aux("Mul", [factor, column], name, "unit")
+    number = b.aux("Cast", [value], name, "number", to=element)
+    if exact:
+        b.result("Mul", [number, factor], name)
+    else:
+        b.result("Cast", [b.aux("Mul", [number, factor], name, "real")], name, to=TensorProto.FLOAT)
 
 
-def _unit(b: IntegerBuilder, name: str, node: nir.NIRNode) -> str:
+def _unit(node: nir.NIRNode) -> NDArray[np.float64]:
     """The real value of the integer 1, a number or one per channel."""
     if isinstance(node, IntegerConv2d | IntegerLinear | IntegerLI):
         axes = len(node.shape) if isinstance(node, IntegerLI) else node.weight.ndim - 1
-        column = (1 / node.scale).reshape(-1, *(1,) * (axes - 1))
-        return b.array(f"{name}.unit", compact(column, np.float64))
-    return b.number(node.scale if isinstance(node, TemporalSum) else 1.0, np.float64)
+        return compact((1 / node.scale).reshape(-1, *(1,) * (axes - 1)), np.float64)
+    return np.asarray(node.scale if isinstance(node, TemporalSum) else 1.0, dtype=np.float64)
 
 
 def emit_temporal_sum(b: IntegerBuilder, name: str, node: TemporalSum, x: IntegerSignal) -> IntegerSignal:
