@@ -288,6 +288,19 @@ def test_a_recurrent_graph_runs_where_it_can() -> None:
     assert "recurrent" in row(found, "norse").unavailable
 
 
+def test_delays_run_where_they_can() -> None:
+    waiting = stranger()
+    waiting.nodes["wait"] = nir.Delay(np.full((4, 6, 6), 2e-4, np.float32))
+    edges = [edge for edge in waiting.edges if edge != ("first", "flatten")] + [("first", "wait"), ("wait", "flatten")]
+    found = compare_backends(graph(waiting.nodes, edges), FEW, time_steps=6, samples=3, **UNTIMED)
+    assert found.problems == []
+    assert [one.name for one in found.backends if not one.unavailable] == ["torch", "nir", "onnx"]
+    assert "wait (Delay: " in row(found, "fixed").unavailable
+    first, readout = (layer for layer in row(found, "onnx").layers if layer.name in ("first", "readout"))
+    by_step = first.spikes_by_step
+    assert readout.paper_acs == 3 * sum(by_step[:-2]) < 3 * sum(by_step)  # two steps late
+
+
 def test_a_graph_of_integers(network: STAtten, data: Path, tmp_path: Path) -> None:
     path = tmp_path / "integers.nir"
     integers = quantize(build_graph(network), QuantizeOptions(4))
