@@ -54,7 +54,8 @@ class Staging:
         """A temporary path for `destination`, with the same suffix, in the same file system."""
         if destination.is_dir():
             raise InputError(f"{destination}: is a folder; --out names the file to write")
-        handle, name = tempfile.mkstemp(prefix=f".{destination.stem}.", suffix=destination.suffix, dir=self.folder)
+        with self._writable(destination):
+            handle, name = tempfile.mkstemp(prefix=f".{destination.stem}.", suffix=destination.suffix, dir=self.folder)
         os.close(handle)
         self._files[destination] = Path(name)
         return Path(name)
@@ -68,6 +69,10 @@ class Staging:
         """
         if destination.is_symlink():
             raise InputError(f"{destination}: is a link; --out names the folder to write")
+        if destination.exists() and not destination.is_dir():
+            raise InputError(f"{destination}: is no folder; --out names the folder to write")
+        if not destination.name:
+            raise InputError(f"{destination}: cannot be replaced; --out names the folder to write")
         if destination.exists():
             foreign = _foreign_files(destination, kind)
             if foreign:
@@ -75,9 +80,20 @@ class Staging:
                     f"{destination}: exists and holds what no export wrote: {', '.join(foreign[:4])}; move it away or "
                     "choose another --out"
                 )
-        name = tempfile.mkdtemp(prefix=f".{destination.stem}.", suffix=destination.suffix, dir=self.folder)
+        with self._writable(destination):
+            name = tempfile.mkdtemp(prefix=f".{destination.stem}.", suffix=destination.suffix, dir=self.folder)
         self._files[destination] = Path(name)
         return Path(name)
+
+    @contextmanager
+    def _writable(self, destination: Path) -> Iterator[None]:
+        """What the system says to a temporary name, said of the one that the user gave."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{destination}: cannot be written in {self.folder} ({error.strerror}); choose another --out"
+            ) from None
 
     def remove(self, obsolete: Path) -> None:
         """A file of an earlier export that `commit` removes."""
@@ -133,8 +149,6 @@ def bundle_files(folder: Path) -> list[str]:
 
 def _foreign_files(bundle: Path, kind: str) -> list[str]:
     """What stands in a folder beside the files that its manifest lists; everything where there is no manifest."""
-    if not bundle.is_dir():
-        return [bundle.name]
     listed: set[str] = set()
     try:
         document = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))

@@ -54,17 +54,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Checkpoint:
+def load_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None, *, also: str = "") -> Checkpoint:
     """Read a checkpoint.
 
-    `overrides` are model fields from ``--config``: they fill in what the file does not say.
+    `overrides` are model fields from ``--config``: they fill in what the file does not say. `also`: what else the
+    caller would read, for its messages.
 
     Raises:
         CheckpointError: unreadable, holds something else than a network's weights, or weights do not fit.
         ConfigError: the configuration is incomplete, or contradicts the weights or the file.
     """
     path = Path(path)
-    raw = _read(path)
+    raw = _read(path, f"a checkpoint (.ckpt, .pth, .pth.tar, .pt, .safetensors){also}")
     state = _clean_state(path, _find_state(path, raw))
     inferred = _infer(path, state)
     stored, origin = _stored_config(path, raw)
@@ -111,16 +112,14 @@ def _restore_buffers(model: STAtten, config: ModelConfig) -> None:
         setattr(model, name, torch.tensor(values or (), dtype=torch.float32).view(-1, 1, 1))
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path, expected: str) -> Mapping[str, Any]:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "no such file"
-        raise CheckpointError(f"{path}: {found}; expected a checkpoint (.ckpt, .pth, .pth.tar, .pt, .safetensors)")
+        raise CheckpointError(f"{path}: {found}; expected {expected}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if not path.name.endswith(TORCH_SUFFIXES):
-        raise CheckpointError(
-            f"{path}: unknown checkpoint type {path.suffix!r}; expected .ckpt, .pth, .pth.tar, .pt or .safetensors"
-        )
+        raise CheckpointError(f"{path}: unknown type {path.suffix!r}; expected {expected}")
     try:
         # timm-style files store their arguments as a Namespace; nothing else beyond tensors is allowed.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():

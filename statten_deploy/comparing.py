@@ -141,10 +141,10 @@ def compare_backends(
         classes=source.classes,
         time_steps=source.time_steps,
         seed=seed,
-        bits=_bits(source, graph, bits),
+        bits=_bits(runners.values(), graph),
         references=_references(runners),
         tool_version=__version__,
-        profiles=profile_infos(lead, costs),
+        profiles=profile_infos(lead, costs, ran[0].name),
         backends=[rows[name] for name in BACKENDS if name in rows],
         raster=raster,
         machine=machine(where),
@@ -275,7 +275,14 @@ def _integer_graph(
     source: Source, wanted: Sequence[str], options: ExportOptions, seen: Array
 ) -> tuple[nir.NIRGraph | None, str, list[str]]:
     """The network that all integer backends run, or None and why there is none; and warnings."""
-    if not any(BACKENDS[name].arithmetic_of(source) == "integer" for name in wanted):
+    arithmetics = {BACKENDS[name].arithmetic_of(source) for name in wanted}
+    if source.quantised and arithmetics == {"float32"}:
+        able = [name for name, spec in BACKENDS.items() if spec.arithmetic_of(source) == "integer"]
+        raise UnsupportedError(
+            f"{source.name}: is a graph of integers, and --backends {','.join(wanted)} compute in floats; take some of "
+            f"{', '.join(able)}"
+        )
+    if "integer" not in arithmetics:
         return None, "no integer backend was asked for", []
     try:
         subject, _, warnings = subject_of(source, "onnx-int8", options, {}, seen)
@@ -290,10 +297,10 @@ def _integer_graph(
     return subject.graph, "", warnings
 
 
-def _bits(source: Source, graph: nir.NIRGraph | None, asked: int | None) -> int:
-    if graph is not None:
-        return int(hints(graph)["bits"])
-    return asked or (source.trained or QuantizeOptions()).bits
+def _bits(runners: Iterable[Runner], graph: nir.NIRGraph | None) -> int | None:
+    """Of the integer network, where one took part."""
+    whole = any(runner.arithmetic == "integer" for runner in runners)
+    return int(hints(graph)["bits"]) if whole and graph is not None else None
 
 
 def _engines(wanted: Sequence[str], material: Material) -> tuple[dict[str, Engine], dict[str, str], dict[str, str]]:

@@ -126,7 +126,7 @@ def load_source(
     else:
         if written_by:
             raise ConfigError(f"{path}: --written-by is for NIR files of other tools")
-        checkpoint = load_checkpoint(path, config)
+        checkpoint = load_checkpoint(path, config, also=" or a .nir file")
         source = _from_network(build_model(checkpoint), time_steps, dt)
         source.sha256 = checkpoint.sha256
         if checkpoint.quantisation is not None:

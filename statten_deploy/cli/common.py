@@ -93,8 +93,15 @@ def fail(name: str, message: str, status: int) -> int:
     return status
 
 
-def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
-    """Run a command and turn every failure into one line and an exit status: 0 done, 1 check failed, 2 bad input."""
+INTERRUPTED = 130
+NOTHING_WRITTEN = "interrupted; nothing written"
+
+
+def run(app: typer.Typer, name: str, arguments: list[str] | None = None, interrupted: str = NOTHING_WRITTEN) -> int:
+    """Run a command and turn every failure into one line and an exit status: 0 done, 1 check failed, 2 bad input.
+
+    `interrupted` is said on Ctrl-C.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     command = typer.main.get_command(app)
@@ -108,7 +115,7 @@ def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         return fail(name, f"{message} (try {name} --help)", 2)
     except (typer.Abort, KeyboardInterrupt):
-        return fail(name, "interrupted", 130)
+        return fail(name, interrupted, INTERRUPTED)
     except OSError as error:
         if debug:
             traceback.print_exc()
@@ -119,6 +126,8 @@ def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
         return fail(name, f"internal error, please report it with the output of --debug ({reason})", 1)
+    if result == INTERRUPTED:  # some releases of typer make this of Ctrl-C, and say nothing
+        return fail(name, interrupted, INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
@@ -130,12 +139,12 @@ def _terminate(*_: object) -> None:
     sys.exit(143)
 
 
-def main_for(app: typer.Typer, name: str) -> Callable[[], None]:
-    """The console entry point of `app`."""
+def main_for(app: typer.Typer, name: str, interrupted: str = NOTHING_WRITTEN) -> Callable[[], None]:
+    """The console entry point of `app`. `interrupted`: as in `run`."""
 
     def main() -> None:
         signal.signal(signal.SIGTERM, _terminate)
-        status = run(app, name)
+        status = run(app, name, interrupted=interrupted)
         sys.stdout.flush()
         sys.exit(status)
 

@@ -82,4 +82,6 @@ def _show(result: "TrainResult") -> None:
 
 
 app = make_app(train)
-main = main_for(app, "statten-train")
+main = main_for(
+    app, "statten-train", interrupted="interrupted; what is in its folder stays, --resume goes on from last.ckpt"
+)

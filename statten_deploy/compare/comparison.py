@@ -44,7 +44,10 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class ProfileInfo:
-    """A cost profile, as the report names it. statuses: measured, estimated, pre-silicon; sources: one per figure."""
+    """A cost profile, as the report names it. statuses: measured, estimated, pre-silicon; sources: one per figure.
+
+    not_included: what it leaves out, with the numbers of the backend `counted_on`.
+    """
 
     name: str
     title: str
@@ -53,6 +56,7 @@ class ProfileInfo:
     not_included: tuple[str, ...]
     sources: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    counted_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ class Raster:
 class Comparison:
     """A comparison of backends on one data set. `references`: float32 and integer -> the backend others are held to.
 
+    bits: of the integer network's weights, None where there is none.
     problems: integer backends that differ from the integer reference, float ones beyond the tolerances: exit status 1.
     """
 
@@ -127,7 +132,7 @@ class Comparison:
     classes: int | None
     time_steps: int
     seed: int
-    bits: int
+    bits: int | None
     references: dict[str, str]
     tool_version: str
     profiles: list[ProfileInfo]

@@ -54,8 +54,8 @@ def _energy(report: EnergyReport, reference: EnergyReport | None) -> EnergyResul
     )
 
 
-def profile_infos(counts: Counts, profiles: Sequence[Profile]) -> list[ProfileInfo]:
-    """What the reports say about every profile; what is not included is that of `counts`."""
+def profile_infos(counts: Counts, profiles: Sequence[Profile], counted_on: str) -> list[ProfileInfo]:
+    """What the reports say about every profile; what is not included is of `counts`, those of `counted_on`."""
     reports = [energy(counts, profile) for profile in profiles]
     return [
         ProfileInfo(
@@ -69,6 +69,7 @@ def profile_infos(counts: Counts, profiles: Sequence[Profile]) -> list[ProfileIn
                 for name, figure in report.profile.figures.items()
             ),
             notes=report.profile.notes,
+            counted_on=counted_on,
         )
         for report in reports
     ]

@@ -83,6 +83,7 @@ def layer_results(counts: Counts, reference: Counts | None) -> list[LayerResult]
 
 
 def _layer(found: LayerCounts, expected: LayerCounts | None) -> LayerResult:
+    operates = found.role not in ("neurons", "input") and not (found.macs or found.reads)  # on events, not on currents
     return LayerResult(
         name=found.name,
         role=found.role,
@@ -91,8 +92,8 @@ def _layer(found: LayerCounts, expected: LayerCounts | None) -> LayerResult:
         spikes_by_step=found.spikes_by_step,
         firing_rate=found.firing_rate,
         synops=found.event_ops,
-        relative_spikes=relative(found.spikes, expected.spikes) if expected else None,
-        relative_synops=relative(found.event_ops, expected.event_ops) if expected else None,
+        relative_spikes=relative(found.spikes, expected.spikes) if expected and found.spikes_by_step else None,
+        relative_synops=relative(found.event_ops, expected.event_ops) if expected and operates else None,
         macs=found.macs,
         paper_macs=found.paper_macs,
         paper_acs=float(found.paper_acs),
@@ -100,7 +101,9 @@ def _layer(found: LayerCounts, expected: LayerCounts | None) -> LayerResult:
 
 
 def relative(found: float, expected: float) -> float | None:
-    """``(found - expected) / expected``; None where there is nothing to compare with."""
+    """``(found - expected) / expected``, 0 where both are 0; None where only `expected` is."""
+    if found == expected:
+        return 0.0
     return (found - expected) / expected if expected else None
 
 

@@ -15,6 +15,7 @@ from statten_deploy import targets
 from statten_deploy.backends import BACKENDS
 from statten_deploy.cli import compare as cli
 from statten_deploy.compare import report as report_module
+from statten_deploy.train.data.split import fixed_order
 from tests.cli.commands import DIGITS, ZOO, compare, error_line, run
 
 STREAM = ZOO / "digits-stream.ckpt"
@@ -116,8 +117,6 @@ def test_the_same_numbers_as_statten_run(made: Path, here: Path, capsys: pytest.
     report = json.loads((made / "report.json").read_text())
     assert run(STREAM, "--data", "digits", "--json") == 0
     everything = json.loads(capsys.readouterr().out)
-    from statten_deploy.train.data.split import fixed_order
-
     chosen = sorted(fixed_order(360, 0)[:6])
     assert report["backends"][0]["predictions"] == [everything["predictions"][i] for i in chosen]
 
@@ -154,7 +153,8 @@ def test_a_wrong_artefact_is_status_1_and_in_the_report(
     assert compare(STREAM, "--backends", "onnx-int8", "--samples", 3, *UNTIMED, "--json") == 1
     told = capsys.readouterr()
     assert told.err.startswith("statten-compare: error: onnx-int8: layer 'patch_embed.proj_lif1': ")
-    assert "differ, first at step 0, sample 0, neuron (3, " in told.err
+    first = min(fixed_order(360, 0)[:3])  # the number in the data set
+    assert f"differ, first at step 0, sample {first}, neuron (3, " in told.err
     assert told.err.count("\n") == 1
     report = json.loads((here / "digits-stream.compare" / "report.json").read_text())
     assert json.loads(told.out) == report
@@ -189,6 +189,9 @@ def test_debug_shows_what_an_engine_raised(
         (("--samples", 361), "has 360 samples, --samples asks for 361"),
         (("--data", "nothing"), "nothing: no such data"),
         (("--out", "no/such/folder"), "no/such: no such folder"),
+        (("--out", "/proc/x"), "/proc/x: cannot be written in /proc ("),
+        (("--out", "/"), "/: cannot be replaced; --out names the folder to write"),
+        (("--out", "/etc/hostname"), "/etc/hostname: is no folder; --out names the folder to write"),
         (("--device", "tpu"), "device 'tpu' cannot be used here"),
         (("--granularity", "row"), "'row'"),
         (("--time-steps", 5), "--time-steps 5: the checkpoint says 4"),
@@ -226,6 +229,23 @@ def test_the_report_appears_whole_or_not_at_all(
     assert compare(STREAM, "--backends", "onnx", "--samples", 1, *UNTIMED) == 2
     assert "No space left on device" in error_line(capsys)
     assert list(here.iterdir()) == []
+
+
+def test_ctrl_c_is_one_line(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("statten_deploy.comparing.compare_backends", interrupted)
+    assert compare(STREAM) == 130
+    assert error_line(capsys) == "statten-compare: error: interrupted; nothing written\n"
+    assert list(here.iterdir()) == []
+
+
+def test_a_model_that_is_none(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "model.xyz").write_text("")
+    for name in ("model.xyz", "nothing"):
+        assert compare(name) == 2
+        assert "expected a checkpoint (.ckpt, .pth, .pth.tar, .pt, .safetensors) or a .nir file" in error_line(capsys)
 
 
 def test_the_names_in_the_help_are_the_backends() -> None:

@@ -202,6 +202,18 @@ def test_a_profile_of_ones_own(network: STAtten, data: Path, tmp_path: Path) -> 
         compare_backends(network, ("onnx",), data=data, profiles=(own, other), **UNTIMED)
 
 
+def test_bits_are_told_where_there_are_integers(network: STAtten, data: Path) -> None:
+    options = {"data": data, "samples": 1, **UNTIMED}
+    assert compare_backends(network, ("onnx",), bits=4, **options).bits is None
+    assert compare_backends(network, ("fixed",), bits=4, **options).bits == 4
+
+
+def test_whose_numbers_are_not_included_is_said(found: Comparison, network: STAtten, data: Path) -> None:
+    assert {profile.counted_on for profile in found.profiles} == {"torch"}
+    few = compare_backends(quantize(build_graph(network)), ("fixed",), data=data, samples=1, **UNTIMED)
+    assert {profile.counted_on for profile in few.profiles} == {"torch-int"}
+
+
 def test_what_is_going_on_is_told(network: STAtten, data: Path) -> None:
     steps: list[tuple[int, int, str]] = []
     compare_backends(network, ("onnx", "nir"), data=data, batch=2, progress=lambda *told: steps.append(told), **UNTIMED)

@@ -148,7 +148,7 @@ class Page:
             ("Samples", show.count(comparison.samples)),
             ("Classes", "not known" if comparison.classes is None else show.count(comparison.classes)),
             ("Time steps", show.count(comparison.time_steps)),
-            ("Weights of integer backends", f"{comparison.bits} bits"),
+            ("Weights of integer backends", f"{comparison.bits} bits" if comparison.bits else ""),
             ("Seed", str(comparison.seed)),
             *((f"Reference, {kind}", name) for kind, name in comparison.references.items()),
             ("Latency measured on", comparison.machine or "not stated"),

@@ -171,9 +171,10 @@ class _Layout:
 
 
 def _headline(comparison: Comparison) -> str:
+    bits = f"{comparison.bits} bits, " if comparison.bits else ""
     return (
         f"{comparison.model} on {comparison.dataset}: {show.samples(comparison.samples)}, "
-        f"T = {comparison.time_steps}, {comparison.bits} bits, seed {comparison.seed}"
+        f"T = {comparison.time_steps}, {bits}seed {comparison.seed}"
     )
 
 
