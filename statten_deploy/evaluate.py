@@ -15,7 +15,7 @@ from statten_deploy.errors import InputError
 from statten_deploy.export.artefact import read_sidecar
 from statten_deploy.export.onnx.integer import FLAVOURS
 from statten_deploy.source import load_source
-from statten_deploy.train.data import InputSpec, load_arrays
+from statten_deploy.train.data import InputSpec, open_source, select
 
 Backend = Literal["own", "norse"]
 BATCH = 32
@@ -74,15 +74,15 @@ def evaluate(
         executor, spec, warnings = _open_norse(path, config, time_steps, dt)
     else:
         executor, spec, warnings = _open(path, config, time_steps, dt, written_by)
-    x, labels = load_arrays(data, "evaluation", spec)
-    if samples is not None and samples > len(x):
-        raise InputError(f"{data}: has {len(x)} samples, --samples asks for {samples}")
-    x = x[:samples]
+    part = select(open_source(data, spec), "evaluation")
+    if samples is not None and samples > len(part):
+        raise InputError(f"{data}: has {len(part)} samples, --samples asks for {samples}")
+    count = len(part) if samples is None else samples
     predictions: list[int] = []
     spikes: dict[str, int] = {}
     sites: dict[str, int] = {}
-    for start in range(0, len(x), BATCH):
-        execution = executor.run(x[start : start + BATCH])
+    for start in range(0, count, BATCH):
+        execution = executor.run(part.batch(range(start, min(start + BATCH, count))))
         predicted = classes_of(execution)
         if predicted is not None:
             predictions += predicted.tolist()
@@ -90,15 +90,15 @@ def evaluate(
             spikes[name] = spikes.get(name, 0) + int(np.count_nonzero(layer))
             sites[name] = sites.get(name, 0) + layer.size
     correct = None
-    if labels is not None and predictions:
-        correct = int((np.asarray(predictions) == labels[: len(x)]).sum())
+    if part.labels is not None and predictions:
+        correct = int((np.asarray(predictions) == part.labels[:count]).sum())
     return Evaluation(
         artefact=str(path),
         backend=executor.name,
         data=str(data),
-        samples=len(x),
+        samples=count,
         correct=correct,
-        accuracy=None if correct is None else correct / len(x),
+        accuracy=None if correct is None else correct / count,
         predictions=predictions,
         layers=[LayerActivity(name, count, count / sites[name]) for name, count in spikes.items()],
         warnings=warnings,

@@ -1,52 +1,90 @@
 """A folder of images: one sub-folder per class, optionally below ``train/`` and ``test/`` (or ``val/``)."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from statten_deploy.errors import InputError
+from statten_deploy.train.data.images import ImageSamples, check_takes_images, fit, read_picture
 from statten_deploy.train.data.spec import Float32Array, InputSpec, Int64Array, Samples, Source
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 TEST_FOLDERS = ("test", "val", "validation")
-MODES = {1: "L", 3: "RGB"}
-"""Pillow's colour mode for a number of channels."""
+IMAGENET_CROP = 0.95
+"""Share of an ImageNet picture's shorter side that is shown, as the released networks are evaluated."""
 
 
-class FolderSamples(Samples):
-    """Images on disk, decoded when asked for: resized to the network's image, values in [0, 1]."""
+class FolderSamples(ImageSamples):
+    """Images on disk, decoded when asked for.
 
-    def __init__(self, paths: Sequence[Path], labels: Int64Array, spec: InputSpec) -> None:
-        self.paths = paths
+    Names are kept as one array of bytes: a list of a million paths would be copied into every data-loading process.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        names: npt.NDArray[np.bytes_],
+        labels: Int64Array,
+        spec: InputSpec,
+        crop: float | None = None,
+    ) -> None:
+        self.root = root
+        self._names = names
         self._labels = labels
         self._spec = spec
+        self._crop = crop
 
     @property
     def labels(self) -> Int64Array:
         return self._labels
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self._names)
+
+    def path(self, index: int) -> Path:
+        """The file of one sample."""
+        return self.root / os.fsdecode(bytes(self._names[index]))
+
+    def picture(self, index: int) -> "Image":
+        return read_picture(self.path(index), self._spec.shape[0])
 
     def sample(self, index: int) -> Float32Array:
-        return read_image(self.paths[index], self._spec)
+        return fit(self.picture(index), self._spec, self._crop)
 
     def subset(self, indices: Int64Array) -> "FolderSamples":
-        return FolderSamples([self.paths[i] for i in indices], self._labels[indices], self._spec)
+        return FolderSamples(self.root, self._names[indices], self._labels[indices], self._spec, self._crop)
 
 
-def open_folder(root: Path, spec: InputSpec) -> Source:
-    """Open `root`.
+def open_folder(root: Path, spec: InputSpec, crop: float | None = None) -> Source:
+    """Open `root`; `crop` as in `fit`.
 
     Raises:
         InputError: no class folders or images, another number of classes, or a network that takes no still images.
     """
-    if not spec.still or spec.shape[0] not in MODES:
-        raise InputError(
-            f"{root}: a folder of images gives still images of 1 or 3 channels, the network takes "
-            f"{list(spec.shape)}; give an .npz file with x [N, {', '.join(map(str, spec.shape))}]"
-        )
-    return divided(root, lambda part: _scan(part, spec))
+    check_takes_images(str(root), spec)
+    return divided(root, lambda part: _scan(part, spec, crop))
+
+
+def open_imagenet(spec: InputSpec, root: Path) -> Source:
+    """ImageNet as extracted for torchvision and timm: ``train/`` and ``val/``, one sub-folder per class.
+
+    Raises:
+        InputError: neither `root` nor ``imagenet`` below it holds these.
+    """
+    check_takes_images("imagenet", spec)
+    for folder in (root, root / "imagenet", root / "ImageNet", root / "imagenet1k"):
+        if (folder / "train").is_dir() and (folder / "val").is_dir():
+            return open_folder(folder, spec, IMAGENET_CROP)
+    raise InputError(
+        f"imagenet: neither {root} nor {root / 'imagenet'} has the folders train/ and val/; put ILSVRC 2012 there, one "
+        "sub-folder of images per class, or say where it is (imagenet:DIR, or the variable STATTEN_DATA)"
+    )
 
 
 def divided(root: Path, scan: Callable[[Path], Samples]) -> Source:
@@ -84,7 +122,7 @@ def classes_of(root: Path, spec: InputSpec, what: str) -> list[str]:
     return found
 
 
-def _scan(root: Path, spec: InputSpec) -> FolderSamples:
+def _scan(root: Path, spec: InputSpec, crop: float | None) -> FolderSamples:
     from torchvision.datasets import ImageFolder
 
     classes_of(root, spec, "images")
@@ -94,24 +132,5 @@ def _scan(root: Path, spec: InputSpec) -> FolderSamples:
         raise InputError(
             f"{root}: expected one sub-folder of images per class ({' '.join(str(error).split())[:160]})"
         ) from None
-    labels = np.array([label for _, label in folder.samples], dtype=np.int64)
-    return FolderSamples([Path(path) for path, _ in folder.samples], labels, spec)
-
-
-def read_image(path: Path, spec: InputSpec) -> Float32Array:
-    """One image file as [C, H, W] in [0, 1], resized (bilinear) to the network's H x W.
-
-    Raises:
-        InputError: the file is not an image that can be decoded.
-    """
-    from PIL import Image
-
-    channels, height, width = spec.shape
-    try:
-        with Image.open(path) as image:
-            small = image.convert(MODES[channels]).resize((width, height), Image.Resampling.BILINEAR)
-    except Exception as error:  # Pillow raises a different type for every format and kind of damage
-        detail = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: cannot be decoded as an image ({detail}); repair or remove it") from None
-    pixels = np.asarray(small, dtype=np.float32).reshape(height, width, channels) / np.float32(255)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    names = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in folder.samples], dtype=np.bytes_)
+    return FolderSamples(root, names, np.array(folder.targets, dtype=np.int64), spec, crop)

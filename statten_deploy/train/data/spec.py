@@ -1,6 +1,7 @@
 """What a network takes, and the samples a data source offers it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -55,6 +56,10 @@ class Samples(ABC):
     @abstractmethod
     def sample(self, index: int) -> Float32Array:
         """One sample, shaped as the `InputSpec` says."""
+
+    def batch(self, indices: Iterable[int]) -> Float32Array:
+        """Several samples, [N, ...]."""
+        return np.stack([self.sample(index) for index in indices])
 
     @abstractmethod
     def subset(self, indices: Int64Array) -> "Samples":
