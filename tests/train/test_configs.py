@@ -27,6 +27,7 @@ PUBLISHED: dict[str, float] = {
     "digits-4bit": 0.11,
     "digits-events": 0.11,
     "digits-stream-4bit": 0.11,
+    "sequential-digits": 0.1,
 }
 """Million parameters."""
 

@@ -152,7 +152,7 @@ def test_unknown_split_and_data() -> None:
     with pytest.raises(InputError, match=f"expected one of {', '.join(SPLITS)}"):
         load_arrays("digits", "validation", DIGITS)
     with pytest.raises(
-        InputError, match=r"cifar11: no such data; expected a built-in data set \(digits, digits-events\)"
+        InputError, match=r"cifar11: no such data; expected a built-in data set \(digits, digits-events, "
     ):
         load_arrays("cifar11", "test", DIGITS)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
+SHAPE = (3, 32, 32)
 
 
 class CifarSamples(ImageSamples):

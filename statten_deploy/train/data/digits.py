@@ -15,16 +15,19 @@ from statten_deploy.train.data.spec import ArraySamples, Float32Array, InputSpec
 from statten_deploy.train.data.split import TEST_FRACTION, TEST_SEED, stratified_split
 
 SHAPE = (1, 16, 16)
+OWN_SHAPE = (1, 8, 8)
 CLASSES = 10
 
 
 def open_digits(spec: InputSpec) -> Source:
     """The digits: values/16 in [0, 1], enlarged to [1, 16, 16]; 1437 train and 360 test images, stratified.
 
+    A network that takes [1, 8, 8] gets them as they are.
+
     Raises:
-        InputError: the network takes something else than one 16x16 grey image.
+        InputError: the network takes something else than such an image.
     """
-    if spec.shape != SHAPE:
+    if spec.shape not in (SHAPE, OWN_SHAPE):
         raise InputError(
             f"digits: the data are still images of shape {list(SHAPE)}, the network takes {list(spec.shape)}; "
             "set in_channels: 1, image_size: 16 and input: image, or give other data with --data"
@@ -34,8 +37,10 @@ def open_digits(spec: InputSpec) -> Source:
             f"digits: the data have {CLASSES} classes, the network has {spec.classes}; set num_classes: 10"
         )
     images, labels = read_digits()
-    x = _double(_double(images.astype(np.float32) / 16, 1), 2)[:, np.newaxis]
-    everything = ArraySamples(np.ascontiguousarray(x), labels)
+    x = (images / 16).astype(np.float32)
+    if spec.shape == SHAPE:
+        x = _double(_double(x, 1), 2)
+    everything = ArraySamples(np.ascontiguousarray(x[:, np.newaxis]), labels)
     train, test = stratified_split(labels, TEST_FRACTION, TEST_SEED)
     return Source("digits", train=everything.subset(train), test=everything.subset(test))
 

@@ -9,24 +9,36 @@ import numpy as np
 from statten_deploy.errors import InputError
 from statten_deploy.models.config import ModelConfig
 from statten_deploy.train.data.cifar import CLASSES as CIFAR
+from statten_deploy.train.data.cifar import SHAPE as CIFAR_SHAPE
 from statten_deploy.train.data.cifar import download_cifar, open_cifar
-from statten_deploy.train.data.digits import open_digits
+from statten_deploy.train.data.digits import OWN_SHAPE, SHAPE, open_digits
 from statten_deploy.train.data.digits_events import open_digits_events
 from statten_deploy.train.data.event_files import is_events, open_events, split_sensor
 from statten_deploy.train.data.event_sets import EVENT_SETS, download_event_set, open_event_set
 from statten_deploy.train.data.folder import open_folder, open_imagenet
 from statten_deploy.train.data.npz import open_npz
+from statten_deploy.train.data.sequential import sequential
 from statten_deploy.train.data.spec import SPLITS, ArraySamples, Float32Array, InputSpec, Int64Array, Samples, Source
 from statten_deploy.train.data.split import TEST_FRACTION, TEST_SEED, fixed_order, stratified_split
 
 DATASETS: dict[str, Callable[[InputSpec], Source]] = {
     "digits": open_digits,
     "digits-events": open_digits_events,
+    "sequential-digits": sequential("sequential-digits", open_digits, (OWN_SHAPE, SHAPE)),
 }
 """Data sets that come with the package."""
 
+
+def _columns_of(name: str) -> Callable[[InputSpec, Path], Source]:
+    def open_columns(spec: InputSpec, root: Path) -> Source:
+        return sequential(f"sequential-{name}", lambda images: open_cifar(name)(images, root), (CIFAR_SHAPE,))(spec)
+
+    return open_columns
+
+
 ON_DISK: dict[str, Callable[[InputSpec, Path], Source]] = {
     **{name: open_cifar(name) for name in CIFAR},
+    **{f"sequential-{name}": _columns_of(name) for name in CIFAR},
     "imagenet": open_imagenet,
     **{name: open_event_set(kind) for name, kind in EVENT_SETS.items()},
 }
