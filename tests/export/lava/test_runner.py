@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,28 @@ def test_processes_that_ignore_sigterm_are_killed(tmp_path: Path, monkeypatch: p
         process.stdout.readline()
         supervise._end_group(process.pid)
         assert processes_of(tmp_path) == {}
+
+
+def test_shared_memory_of_processes_that_had_to_be_killed_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's resource tracker, which would do it, is killed with them. That of other processes stays."""
+    monkeypatch.setattr(supervise, "GRACE_SECONDS", 0.5)
+    code = (
+        "import signal, time; from multiprocessing.shared_memory import SharedMemory; signal.signal(15, signal.SIG_IGN)"
+    )
+    code += "; memory = SharedMemory(create=True, size=99); print(memory.name, flush=True); time.sleep(60)"
+    mine = SharedMemory(create=True, size=99)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        with process:
+            assert process.stdout is not None
+            segment = Path("/dev/shm") / process.stdout.readline().strip()
+            assert segment.is_file()
+            supervise._end_group(process.pid)
+        assert not segment.exists()
+        assert (Path("/dev/shm") / mine.name).is_file()
+    finally:
+        mine.close()
+        mine.unlink()
 
 
 def test_damaged_bundles_are_not_started(bundle: Path, x: np.ndarray) -> None:

@@ -29,6 +29,7 @@ SOCKET_ROOM = 60
 TAIL_LINES = 40
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Lava starts a process per layer; threads inside them would fight for the cores."""
+SEGMENTS = "/dev/shm/psm_"  # noqa: S108 what Python calls its shared memory on Linux
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -163,8 +164,21 @@ def _closed(descriptor: int) -> bool:
 
 
 def _end_group(leader: int) -> None:
-    """SIGTERM, on which Python's resource tracker still removes shared memory, then SIGKILL; back when all are gone."""
+    """SIGTERM, on which Python's resource tracker still removes shared memory, then SIGKILL; back when all are gone.
+
+    SIGKILL ends the tracker too: what the group had in shared memory goes then.
+    """
+    shared: set[Path] = set()
+    try:
+        _end(leader, shared)
+    finally:
+        for segment in shared:
+            segment.unlink(missing_ok=True)
+
+
+def _end(leader: int, shared: set[Path]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
+        shared |= _shared_memory(leader)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(leader, number)
         deadline = time.monotonic() + GRACE_SECONDS
@@ -175,6 +189,17 @@ def _end_group(leader: int) -> None:
             except ProcessLookupError:
                 return
             time.sleep(0.02)
+
+
+def _shared_memory(leader: int) -> set[Path]:
+    """Python's shared memory that the processes of a group map, from /proc; nothing where there is none."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):  # it ended meanwhile, or is somebody else's
+            if os.getpgid(int(process.name)) == leader:
+                words = (process / "maps").read_text(errors="replace").split()
+                found |= {Path(word) for word in words if word.startswith(SEGMENTS)}
+    return found
 
 
 def _reap() -> None:
