@@ -112,6 +112,8 @@ def test_a_changed_bundle_is_refused(here: Path, capsys) -> None:
     ("arguments", "said"),
     [
         (["--target", "onnx-int8", "--bits", 9], "--bits 9: expected 2 to 8"),
+        (["--target", "onnx-int8", "--bits", 0], "--bits 0: expected 2 to 8"),
+        (["--target", "nir", "--bits", 0], "--bits 0: expected 2 to 8"),
         (["--target", "onnx", "--bits", 4], "--target onnx is float32; use --target onnx-int8"),
         (["--target", "nir", "--granularity", "tensor"], "--granularity needs --bits"),
         (["--target", "lava", "--granularity", "row"], "'row'"),
