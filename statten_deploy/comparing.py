@@ -1,10 +1,8 @@
 """The same network in several backends, on the same samples: accuracy, spikes, operations, energy, latency."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from math import inf, prod
 from pathlib import Path
 from traceback import format_exception
@@ -13,7 +11,7 @@ from typing import Any, Literal
 import nir
 import numpy as np
 
-from statten_deploy.api import ExportOptions, Model, random_samples, subject_of
+from statten_deploy.api import ExportOptions, Model, subject_of
 from statten_deploy.backends import BACKENDS, REFERENCES, SHOW_MEMBRANES, Engine, Material
 from statten_deploy.compare.comparison import BackendResult, Comparison, Latency, Raster
 from statten_deploy.compare.executors import Array
@@ -21,7 +19,7 @@ from statten_deploy.compare.files import write_report
 from statten_deploy.compare.latency import SECONDS, machine, measure, too_slow
 from statten_deploy.compare.lockstep import Runner, reason, run_batch
 from statten_deploy.compare.results import backend_results, profile_infos, silent_layers
-from statten_deploy.compare.tally import Labels, Tally, classes_of, raster_of
+from statten_deploy.compare.tally import Tally, classes_of, raster_of
 from statten_deploy.compare.verify import BATCH_BYTES
 from statten_deploy.energy import Profile, load_profile
 from statten_deploy.energy.counter import InputKind
@@ -29,16 +27,14 @@ from statten_deploy.energy.signals import FIRING
 from statten_deploy.errors import ConfigError, GraphError, InputError, StattenError, UnsupportedError
 from statten_deploy.ir import hints, infer_shapes, inline_subgraphs
 from statten_deploy.quantize import Granularity, QuantizeOptions
+from statten_deploy.samples import LOOKED, TOLD, Stream, check_events, open_stream
 from statten_deploy.simulate.device import usable_device
 from statten_deploy.source import Source, load_source
-from statten_deploy.train.data import DATASETS, InputSpec, Samples, open_source, select
-from statten_deploy.train.data.split import fixed_order
+from statten_deploy.train.data import DATASETS
 from statten_deploy.version import __version__
 
 DEFAULT_PROFILES = ("45nm-fp32", "45nm-int8", "loihi1")
 """The convention of the literature for both arithmetics, and a chip by event counts."""
-RANDOM_SAMPLES = 32
-"""Seeded random inputs, where there are no data."""
 BATCH = 128
 """Most samples in a batch, unless told otherwise."""
 WATCHED = 16
@@ -100,7 +96,7 @@ def compare_backends(
     costs = _profiles(profiles)
     where = str(usable_device(device))
     source = model if isinstance(model, Source) else load_source(model, config, time_steps, dt, written_by)
-    stream, warnings = _stream(source, data, samples, seed)
+    stream, warnings = open_stream(source, data, samples, seed)
     size = min(_batch_size(source) if batch is None else batch, len(stream.samples))
     first = stream.take(0, size)
     kind = _input_kind(source, first, input)
@@ -111,7 +107,7 @@ def compare_backends(
         engines, missing, broken = _engines(wanted, material)
         runners = _runners(engines, material, kind)
         work = _Work(progress, len(runners) * len(stream.spans(size)) + (2 if latency_seconds else 0))
-        events = "" if kind != "events" else _TOLD if input else _LOOKED.format(count=len(first))
+        events = "" if kind != "events" else TOLD if input else LOOKED.format(count=len(first))
         raster = _run(runners, source, stream, size, events, work)
         ran = [runner for runner in runners.values() if not runner.failed]
         if not ran:
@@ -165,72 +161,6 @@ class _Work:
         if self.progress is not None:
             self.progress(min(self.done, self.total), self.total, what)
         self.done += 1
-
-
-@dataclass(frozen=True)
-class _Stream:
-    """The samples to compare on, read when they are needed."""
-
-    name: str
-    samples: Samples
-    numbers: Sequence[int]
-    """Of the samples in their data set."""
-
-    def take(self, start: int, stop: int) -> Array:
-        """Samples start .. stop - 1 as one array [B, ...]."""
-        return np.stack([self.samples.sample(i) for i in range(start, min(stop, len(self.samples)))])
-
-    def batches(self, size: int) -> Iterator[tuple[int, Array, Labels | None]]:
-        """(number of the first sample, x, labels or None): the first sample alone, then `size` at a time."""
-        labels = self.samples.labels
-        for start, stop in self.spans(size):
-            yield start, self.take(start, stop), None if labels is None else labels[start:stop]
-
-    def spans(self, size: int) -> list[tuple[int, int]]:
-        """Where batches begin and end."""
-        starts = [0, *range(1, len(self.samples), size)]
-        return list(pairwise([*starts, len(self.samples)]))
-
-
-class _RandomSamples(Samples):
-    """Seeded random inputs, each with a seed of its own."""
-
-    def __init__(self, source: Source, count: int, seed: int) -> None:
-        self.source, self.count, self.seed = source, count, seed
-
-    @property
-    def labels(self) -> None:
-        return None
-
-    def __len__(self) -> int:
-        return self.count
-
-    def sample(self, index: int) -> Array:
-        found: Array = random_samples(self.source, 1, self.seed * 2**32 + index)[0]
-        return found
-
-    def subset(self, indices: Labels) -> "Samples":
-        raise NotImplementedError("random inputs have no parts")
-
-
-def _stream(source: Source, data: str | Path | None, samples: int | None, seed: int) -> tuple[_Stream, list[str]]:
-    if samples is not None and samples < 1:
-        raise InputError(f"--samples {samples}: expected at least 1")
-    if seed < 0:
-        raise InputError(f"--seed {seed}: expected 0 or more")
-    if data is None and source.dataset not in DATASETS:
-        count = samples or RANDOM_SAMPLES
-        why = f"data set {source.dataset!r} is not at hand" if source.dataset else "the model names no data set"
-        warning = f"{why}: compared on {count} seeded random inputs, without labels; give real ones with --data"
-        return _Stream("seeded random inputs", _RandomSamples(source, count, seed), range(count)), [warning]
-    name = source.dataset if data is None else str(data)
-    part = select(open_source(name, InputSpec(source.input_shape, source.classes)), "evaluation")
-    if samples is not None and samples > len(part):
-        raise InputError(f"{name}: has {len(part)} samples, --samples asks for {samples}")
-    if samples is None or samples == len(part):
-        return _Stream(name, part, range(len(part))), []
-    chosen = np.sort(fixed_order(len(part), seed)[:samples])
-    return _Stream(name, part.subset(chosen), chosen.tolist()), []
 
 
 def _known(backends: Sequence[str] | None) -> list[str]:
@@ -373,19 +303,8 @@ def _references(runners: Mapping[str, Runner]) -> dict[str, str]:
     return found
 
 
-_TOLD = "--input events says whole numbers"
-_LOOKED = "the first {count} hold whole numbers and were taken for counts of events"
-
-
-def _check_events(stream: _Stream, numbers: Sequence[int], x: Array, events: str) -> None:
-    """Counts of events are whole numbers in every sample. `events`: why x [B, ...] should be such."""
-    for number, sample in zip(numbers, x, strict=True):
-        if not np.array_equal(np.rint(sample), sample):
-            raise InputError(f"{stream.name}: sample {number} holds fractions, but {events}; give --input frames")
-
-
 def _run(
-    runners: Mapping[str, Runner], source: Source, stream: _Stream, size: int, events: str, work: _Work
+    runners: Mapping[str, Runner], source: Source, stream: Stream, size: int, events: str, work: _Work
 ) -> Raster | None:
     """All batches through all backends. The first sample is compared in its membranes too; its spikes are kept.
 
@@ -400,7 +319,7 @@ def _run(
                 runner.executor.membranes = start == 0
         numbers = stream.numbers[start : start + len(x)]
         if events:
-            _check_events(stream, numbers, x, events)
+            check_events(stream, numbers, x, events)
         kept = run_batch(runners, x, labels, numbers, yardstick, work.next)
         if raster is None and kept:
             lead = next(iter(kept.values()))
