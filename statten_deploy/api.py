@@ -1,8 +1,10 @@
 """The Python interface behind the commands: export a model, verify what was written, report how well it agrees."""
 
+import ctypes
 import gc
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast
 
@@ -183,11 +185,14 @@ def export(
         temporary = stage.bundle(path) if spec.folder else stage.file(path)
         subject, report, more = subject_of(source, target, options, flags, samples)
         warnings += more
+        if subject.integer:  # the float network has done its work
+            subject = replace(subject, source=source.outline())
+            del source
         written = spec.write(subject, temporary)
         warnings += written.warnings
         agreement = None
         if options.verify:
-            gc.collect()  # the serialised model of a large network is not needed any more
+            _give_back()  # the serialised model of a large network is not needed any more
             agreement = _verify(subject, target, temporary, samples)
             warnings += agreement.notes
             if not agreement.passed:
@@ -200,6 +205,13 @@ def export(
         write_sidecar(stage.file(sidecar_path(path)), path.name, temporary, content)
         latency, notes = written.latency_steps, list(written.notes)
         return ExportResult(target, stage.commit(), agreement, report, latency, notes, warnings)
+
+
+def _give_back() -> None:
+    """Return what is not used any more to the system; the C library keeps it for itself unless it is asked (glibc)."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _check_destination(source: Source, target: Target, path: Path, options: ExportOptions) -> None:
@@ -244,8 +256,11 @@ def subject_of(
     chosen = _quantize_options(source, target, options)
     calibration = None if chosen == source.trained else _calibration(source, options)  # trained weights fit as they are
     quantised = spec.round(quantize(graph, chosen, calibration))
-    seen = samples[: batch_size(source.reference.run(samples[:1]), 1)]
-    report = quantisation_report(graph, quantised, seen, source.reference.run(seen).spikes)
+    expected = source.reference.run(samples[:1])
+    seen = samples[: batch_size(expected, 1)]
+    if len(seen) > 1:
+        expected = source.reference.run(seen)
+    report = quantisation_report(graph, quantised, seen, expected.spikes)
     return Subject(source, quantised, True, flags), report, report.warnings()
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,12 @@ class Source:
     def yardstick(self) -> Executor | None:
         """The reference in float64: how far rounding alone leads."""
         return TorchExecutor(self.network, torch.float64) if self.network is not None else None
+
+    def outline(self) -> "Source":
+        """The same without weights: what it is called, what it takes and what it gives."""
+        ends = {name: node for name, node in self.graph.nodes.items() if isinstance(node, nir.Input | nir.Output)}
+        graph = nir.NIRGraph(ends, [], metadata=self.graph.metadata, type_check=False)
+        return replace(self, graph=graph, network=None)
 
     @property
     def frame_shape(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from statten_deploy.errors import ConfigError
 from statten_deploy.export.onnx import ops
 from statten_deploy.export.onnx.attention import emit_attention
 from statten_deploy.export.onnx.builder import Builder, Layout, Signal
-from statten_deploy.export.onnx.checks import refuse_loops, refuse_options, refuse_stream, refuse_unknown
+from statten_deploy.export.onnx.checks import refuse_loops, refuse_options, refuse_unknown
 from statten_deploy.export.onnx.files import write_metadata
 from statten_deploy.export.onnx.loops import FloatLoop
 from statten_deploy.export.onnx.neurons import emit_neuron, emit_spike_count, emit_threshold, terms_in_use
@@ -84,8 +84,6 @@ def build_onnx(
     time_steps, dt = _time(graph, time_steps, dt)
     verify(graph, dt=dt)
     refuse_loops(graph, dt)
-    if layout == "stream":
-        refuse_stream(graph)
     shapes = infer_shapes(graph)
     refuse_options(graph, shapes, time_steps, dt)
 

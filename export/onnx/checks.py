@@ -46,20 +46,6 @@ def refuse_loops(graph: nir.NIRGraph, dt: float = 1.0) -> None:
         raise UnsupportedError(f"cannot be written as ONNX: {'; '.join(problems)}")
 
 
-def refuse_stream(graph: nir.NIRGraph, without_states: tuple[type, ...] = ()) -> None:
-    """What a stream cannot carry from call to call: loops, and nodes of the types `without_states`.
-
-    Raises:
-        UnsupportedError: there are such; the message names the nodes.
-    """
-    found = [f"{', '.join(names)} (a loop)" for names in loops(graph)]
-    found += [
-        f"{name} ({type(node).__name__})" for name, node in graph.nodes.items() if isinstance(node, without_states)
-    ]
-    if found:
-        raise UnsupportedError(f"no stream layout for {'; '.join(found)}: export with --layout sequence")
-
-
 def _attention(node: STAttenAttention, shape: Shape, time_steps: int, dt: float) -> str | None:
     if node.mode == "block" and time_steps % node.window:
         return f"{time_steps} time steps are not a multiple of its window of {node.window}; choose another time_steps"

@@ -18,8 +18,8 @@ import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
 from statten_deploy.export.onnx import ops
-from statten_deploy.export.onnx.builder import BATCH, Builder, ModelWriter, Shape, Signal, float_value
-from statten_deploy.export.onnx.neurons import NEURONS, emit_neuron_step, has_memory, starting_states
+from statten_deploy.export.onnx.builder import BATCH, Builder, ModelWriter, Shape, Signal, State, float_value
+from statten_deploy.export.onnx.neurons import NEURONS, emit_neuron_step, from_rest, has_memory, resting_states
 from statten_deploy.ir.graph import successors
 from statten_deploy.ir.schedule import Loop
 from statten_deploy.ir.verify import SPIKING
@@ -48,7 +48,7 @@ class LoopWriter(ABC, Generic[AnyBuilder, AnySignal]):
         self.needed = self._needed()
         self.body = b.step(loop.names)
         self.carried: list[tuple[ValueInfoProto, str, str]] = []
-        """(value in the body, what it is before the first step, what it is after a step)."""
+        """(value in the body, the constant that it is before the first step, what it is after a step)."""
         self.scanned: dict[str, AnySignal] = {}
         """Sources outside that change over time, as the body sees them."""
         self.now: dict[str, AnySignal] = {}
@@ -68,7 +68,7 @@ class LoopWriter(ABC, Generic[AnyBuilder, AnySignal]):
 
     @abstractmethod
     def rest(self, source: str) -> str:
-        """What a source with memory gives before the first step."""
+        """What a source with memory gives before the first step: a constant, or nothing for zeros."""
 
     @abstractmethod
     def declared(self, value: str, like: AnySignal) -> ValueInfoProto:
@@ -108,20 +108,37 @@ class LoopWriter(ABC, Generic[AnyBuilder, AnySignal]):
         results = [n for n in self.now if self._is_read_outside(n) or isinstance(self.graph.nodes[n], SPIKING)]
         return self._scan(f"{self.loop.names[0]}/loop", results)
 
-    def carry(self, value: ValueInfoProto, start: str, end: str) -> None:
-        """A value that goes from step to step."""
-        self.carried.append((value, start, end))
+    def carry(self, value: ValueInfoProto, rest: str, end: str) -> None:
+        """A value that goes from step to step, in a stream from call to call; `rest`: the constant it starts as."""
+        self.carried.append((value, rest, end))
+
+    def _start(self, value: ValueInfoProto) -> tuple[str, State | None]:
+        """Zeros before the first step, in a stream what the call before left."""
+        b, kind = self.b, value.type.tensor_type
+        shape = tuple(axis.dim_value for axis in kind.shape.dim[1:])
+        if not b.streams:
+            return b.zeros(shape, kind.elem_type, value.name), None
+        state = b.state(value.name.removesuffix("/before"), shape, helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        return state.input, state
 
     def _scan(self, name: str, results: list[str]) -> dict[str, AnySignal]:
         """The Scan around the body that is complete now."""
         b, graph = self.b, self.body.graph
         inputs, outputs = [], []
-        for value, start, end in self.carried:
+        lasting: list[tuple[str, State]] = []
+        for value, rest, end in self.carried:
+            start, state = self._start(value)
+            if rest and state:
+                start = from_rest(b, value.name, start, rest, len(state.shape))
+            elif rest:
+                start = b.aux("Add", [start, rest], value.name, "rest")
             inputs.append(start)
             graph.input.append(value)
             graph.output.append(value)
             graph.output[-1].name = self.body.aux("Identity", [end], value.name, "next")
             outputs.append(b.unique(f"{value.name}/last"))
+            if state:
+                lasting.append((outputs[-1], state))
         for source, signal in self.scanned.items():
             inputs.append(self.stacked(source, name))
             graph.input.append(self.declared(signal.value, signal))
@@ -133,6 +150,8 @@ class LoopWriter(ABC, Generic[AnyBuilder, AnySignal]):
             graph.output.append(self.declared(kept, self.now[result]))
             outputs.append(b.unique(f"{result}/steps"))
         b.append("Scan", inputs, outputs, name, body=graph, num_scan_inputs=max(1, len(self.scanned)))
+        for last, state in lasting:
+            b.append("Identity", [last], [state.output], "")
         values = zip(results, outputs[len(self.carried) :], strict=True)
         return {result: self.all_steps(result, value, self.now[result]) for result, value in values}
 
@@ -229,9 +248,8 @@ class FloatLoop(LoopWriter[Builder, Signal]):
             return self._delay(written, node, x)
         states = tuple(self.b.unique(f"{name}/{state}/before") for state in NEURONS[type(node)].states)
         result, ends = emit_neuron_step(self.body, written, node, x, states)
-        starts = starting_states(self.b, name, node, x.shape)
-        for state, start, end in zip(states, starts, ends, strict=True):
-            self.carry(self.declared(state, x), start, end)
+        for state, rest, end in zip(states, resting_states(self.b, name, node), ends, strict=True):
+            self.carry(self.declared(state, x), rest, end)
         return result
 
     def _delay(self, name: str, node: Any, x: Signal) -> Signal:
@@ -239,7 +257,7 @@ class FloatLoop(LoopWriter[Builder, Signal]):
         steps = ops.delay_steps(node.delay, self.b.dt)
         row = [x.value, *(self.b.unique(f"{name}/past_{d}") for d in range(1, int(steps.max(initial=0)) + 1))]
         for newer, older in pairwise(row):
-            self.carry(self.declared(older, x), self.b.zeros(x.shape, TensorProto.FLOAT, name), newer)
+            self.carry(self.declared(older, x), "", newer)
         total = ""
         for d in np.unique(steps).tolist():
             part = row[d]
@@ -265,10 +283,10 @@ class FloatLoop(LoopWriter[Builder, Signal]):
         return Signal(value, self.b.shapes[source], "steps")
 
     def rest(self, source: str) -> str:
-        node, shape = self.graph.nodes[source], self.b.shapes[source]
+        node = self.graph.nodes[source]
         if source in self.loop.names and type(node) in NEURONS and not isinstance(node, SPIKING):
-            return starting_states(self.b, source, node, shape)[-1]
-        return self.b.zeros(shape, TensorProto.FLOAT, source)
+            return resting_states(self.b, source, node)[-1]
+        return ""
 
     def declared(self, value: str, like: Signal) -> ValueInfoProto:
         return float_value(value, [BATCH, *like.shape])

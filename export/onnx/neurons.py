@@ -23,7 +23,7 @@ from statten_deploy.export.onnx.builder import (
     Array,
     Builder,
     FunctionBody,
-    Shape,
+    ModelWriter,
     Signal,
     compact,
 )
@@ -210,12 +210,12 @@ def emit_neuron(b: Builder, name: str, node: nir.NIRNode, current: Signal) -> Si
     states = [b.state(f"{name}.{what}", current.shape) for what in neuron.states] if b.streams else []
     before = [state.input for state in states]
     if states and "v_leak" in values:
-        before[-1] = _from_rest(b, name, before[-1], values["v_leak"], len(current.shape))
+        before[-1] = from_rest(b, name, before[-1], values["v_leak"], len(current.shape))
     b.call(function, [current.value, *before, *values.values()], name, [state.output for state in states])
     return b.declare(name, current.shape, "steps")
 
 
-def _from_rest(b: Builder, name: str, v: str, v_leak: str, rank: int) -> str:
+def from_rest(b: ModelWriter, name: str, v: str, v_leak: str, rank: int) -> str:
     """The membrane before the call: at rest where nothing came before, since states start as zeros."""
     fresh = b.aux("Equal", [b.elapsed().input, b.ints(0)], name, "fresh")
     column = b.reshape(fresh, (-1, *(1,) * rank), name, "fresh_sample")
@@ -277,14 +277,12 @@ def emit_neuron_step(b: Builder, name: str, node: nir.NIRNode, current: Signal, 
     return b.declare(name, current.shape, "steps"), tuple(outputs[value] for value in after)
 
 
-def starting_states(b: Builder, name: str, node: Any, shape: Shape) -> State:
-    """The states before the first step: at rest, [batch, *shape]."""
+def resting_states(b: Builder, name: str, node: Any) -> State:
+    """The states before the first step: the membrane's rest as a constant, nothing for zeros."""
     neuron = NEURONS[type(node)]
-    zeros = b.zeros(shape, TensorProto.FLOAT, name)
-    rest = zeros
-    if "v_leak" in b.terms[neuron.name]:
-        rest = b.aux("Add", [zeros, b.floats(f"{name}.rest", compact(node.v_leak))], name, "rest")
-    return tuple(rest if state == "v" else zeros for state in neuron.states)
+    leaks = "v_leak" in b.terms[neuron.name]
+    rest = b.floats(f"{name}.rest", compact(node.v_leak)) if leaks else ""
+    return tuple(rest if state == "v" else "" for state in neuron.states)
 
 
 def _step_function(neuron: Neuron, terms: tuple[str, ...]) -> tuple[FunctionProto, State]:

@@ -21,6 +21,7 @@ from statten_deploy.ir import hints, input_names, is_cyclic, predecessors
 from statten_deploy.models.neurons import LIF
 from statten_deploy.models.statten import STAtten
 from statten_deploy.runtime import Interface, OnnxRuntimeEngine
+from statten_deploy.runtime.engines import Options
 from statten_deploy.simulate import Simulator
 from statten_deploy.simulate.device import full_float32
 
@@ -237,7 +238,7 @@ class OnnxFile:
         except Exception as error:  # protobuf has no common exception type
             detail = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: not an ONNX file that onnxruntime can load ({detail})") from None
-        self.engine = OnnxRuntimeEngine(model, where=path)
+        self.engine = OnnxRuntimeEngine(model, Options(arena=False), where=path)  # else a run keeps what it took
         self.metadata: Mapping[str, str] = self.engine.session.get_modelmeta().custom_metadata_map
         streams = self.metadata.get("layout") == "stream"
         self.interface = Interface.of(self.metadata, path) if streams else None

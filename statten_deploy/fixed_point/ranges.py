@@ -63,11 +63,11 @@ class Interval:
         return Interval(count * np.minimum(self.low, 0), count * np.maximum(self.high, 0))
 
 
-def integer_ranges(graph: nir.NIRGraph) -> tuple[dict[str, Interval], dict[str, Interval]]:
+def integer_ranges(graph: nir.NIRGraph, *, endless: bool = False) -> tuple[dict[str, Interval], dict[str, Interval]]:
     """(of the result of every node, of the input sum ``a`` of every neuron layer, after its `input_exponent`).
 
     Neurons give 0 or 1 whatever reaches them, which bounds every loop with neurons; a current is bounded by its
-    positive and its negative weights.
+    positive and its negative weights. `endless`: integrators go on beyond the steps of a sample.
 
     Raises:
         GraphError: a loop without neurons that fire.
@@ -86,6 +86,8 @@ def integer_ranges(graph: nir.NIRGraph) -> tuple[dict[str, Interval], dict[str, 
             currents[name] = ports[0].shifted(node.input_exponent)
         given = shapes[next(iter(into[name].values()))[0]] if into[name] else ()
         results[name] = RANGES[type(node)](node, ports, given, shapes[name], steps)
+        if endless and isinstance(node, IntegerLI):  # saturation bounds them
+            results[name] = Interval(np.full(node.shape[0], -STATE_MAX), np.full(node.shape[0], STATE_MAX))
     return results, currents
 
 

@@ -4,6 +4,8 @@ Residual currents are not nodes: whoever consumes the stream has one edge per co
 left to right, that is the order in which the network adds them, and all consumers share the same partial sums.
 """
 
+from collections.abc import Iterator
+
 import nir
 import numpy as np
 import torch
@@ -50,15 +52,18 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tens
 
 def folded_weights(model: STAtten) -> dict[str, tuple[Tensor, Tensor]]:
     """(weight, bias) of every weighted node of the graph, by its name; batch norms folded, differentiable."""
-    folded = {}
+    return dict(_fold(model))
+
+
+def _fold(model: STAtten) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """The same, one after the other."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             parent, _, own = name.rpartition(".")
             norm = model.get_submodule(f"{parent}.{own.replace('conv', 'bn')}")
-            folded[name] = fold_batch_norm(module, norm)  # type: ignore[arg-type]
+            yield name, fold_batch_norm(module, norm)  # type: ignore[arg-type]
         elif isinstance(module, nn.Linear):
-            folded[name] = module.weight, module.bias
-    return folded
+            yield name, (module.weight, module.bias)
 
 
 def _metadata(config: ModelConfig) -> dict[str, object]:
@@ -82,7 +87,7 @@ class _Builder:
     def __init__(self, model: STAtten) -> None:
         self.config = model.config
         with torch.no_grad():
-            self.weights = {name: tuple(map(_array, pair)) for name, pair in folded_weights(model).items()}
+            self.weights = {name: tuple(map(_array, pair)) for name, pair in _fold(model)}
         self.nodes: dict[str, nir.NIRNode] = {}
         self.edges: list[tuple[str, str]] = []
 

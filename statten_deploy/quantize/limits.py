@@ -1,5 +1,6 @@
 """Currents that stay inside the 24-bit state: proved from the weights, or bounded on calibration data."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import nir
@@ -25,10 +26,13 @@ def input_bounds(graph: nir.NIRGraph) -> dict[str, IntArray]:
     return {name: np.maximum(np.abs(bound.low), np.abs(bound.high)) for name, bound in integer_ranges(graph)[1].items()}
 
 
-def current_bounds(graph: nir.NIRGraph) -> dict[str, Real]:
-    """The largest synaptic current in units of a; with a memory inputs pile up to ``a 4096 / (du + 1)``."""
-    memory = {name: (1 << DECAY_BITS) / (graph.nodes[name].du + 1) for name in input_bounds(graph)}
-    return {name: bound * memory[name] for name, bound in input_bounds(graph).items()}
+def current_bounds(graph: nir.NIRGraph, bounds: Mapping[str, IntArray] | None = None) -> dict[str, Real]:
+    """The largest synaptic current in units of a; with a memory inputs pile up to ``a 4096 / (du + 1)``.
+
+    `bounds`: what `input_bounds` gives, if it is known.
+    """
+    bounds = input_bounds(graph) if bounds is None else bounds
+    return {name: bound * ((1 << DECAY_BITS) / (graph.nodes[name].du + 1)) for name, bound in bounds.items()}
 
 
 def prove_inputs(quantizer: Quantizer) -> nir.NIRGraph:

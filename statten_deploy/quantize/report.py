@@ -150,7 +150,8 @@ def quantisation_report(
     options = QuantizeOptions(int(told["bits"]), told["granularity"])
     original = Quantizer(float_graph, options)
     seen = observe(integer_graph, samples, spikes=float_spikes is not None)
-    inputs, currents = input_bounds(integer_graph), current_bounds(integer_graph)
+    inputs = input_bounds(integer_graph)
+    currents = current_bounds(integer_graph, inputs)
     weights, neurons = [], []
     full = saturating(integer_graph)
     for name in list(integer_graph.nodes) if is_cyclic(integer_graph) else topological_order(integer_graph):

@@ -9,7 +9,7 @@ import onnx
 from statten_deploy.errors import UnsupportedError
 from statten_deploy.export.onnx.build import steps_per_call
 from statten_deploy.export.onnx.builder import Layout
-from statten_deploy.export.onnx.checks import refuse_loops, refuse_options, refuse_stream, refuse_unknown
+from statten_deploy.export.onnx.checks import refuse_loops, refuse_options, refuse_unknown
 from statten_deploy.export.onnx.files import write_metadata
 from statten_deploy.export.onnx.integer import ops
 from statten_deploy.export.onnx.integer.attention import JointAttention, emit_attention, emit_joint_attention
@@ -96,15 +96,13 @@ def build_integer_onnx(
     refuse_unknown(graph, {nir.Input, nir.Output, *EMITTERS})
     verify(graph)
     refuse_loops(graph)
-    if layout == "stream":
-        refuse_stream(graph, (IntegerLI,))
     if flavour == "qdq" and loops(graph):
         raise UnsupportedError(
             f"{', '.join(loops(graph)[0])} (a loop): --flavour qdq has no loops; export with --flavour integer"
         )
     _refuse_inputs(graph)
     time_steps, dt = int(hints(graph)["time_steps"]), time_step(graph)
-    known = Known(infer_shapes(graph), *integer_ranges(graph))
+    known = Known(infer_shapes(graph), *integer_ranges(graph, endless=layout == "stream"))
     refuse_options(graph, known.shapes, time_steps, dt)
     neurons = [name for name in known.currents if isinstance(graph.nodes[name], IntegerLIF)]
 

@@ -22,7 +22,7 @@ class IntegerLoop(LoopWriter[IntegerBuilder, IntegerSignal]):
         result, ends, dtype = emit_in_loop(self.body, written, node, x, states)
         for state, end in zip(states, ends, strict=True):
             like = replace(result, dtype=dtype)
-            self.carry(self.declared(state, like), self._zeros(name, like), end)
+            self.carry(self.declared(state, like), "", end)
         if isinstance(node, IntegerLIF):
             self.b.neurons.append(
                 {"name": name, "values": name, "shape": list(node.shape), "loop": ends[0], "state": states[0]}
@@ -45,10 +45,7 @@ class IntegerLoop(LoopWriter[IntegerBuilder, IntegerSignal]):
         return IntegerSignal((value,), self.b.shapes[source], "steps", np.uint8, self.b.ranges[source])
 
     def rest(self, source: str) -> str:
-        return self._zeros(source, self.before[source])
-
-    def _zeros(self, name: str, like: IntegerSignal) -> str:
-        return self.b.zeros(self.sizes(like), ELEMENT[np.dtype(like.dtype)], name)
+        return ""
 
     def declared(self, value: str, like: IntegerSignal) -> ValueInfoProto:
         return helper.make_tensor_value_info(value, ELEMENT[np.dtype(like.dtype)], [BATCH, *self.sizes(like)])

@@ -158,7 +158,8 @@ def _unit(node: nir.NIRNode) -> NDArray[np.float64]:
 
 def emit_temporal_sum(b: IntegerBuilder, name: str, node: TemporalSum, x: IntegerSignal) -> IntegerSignal:
     """``y = Σ_t x[t]``, the integer readout: int64 under the node's own name."""
-    dtype = b.float_type(b.ranges[name].magnitude, name)
+    largest = b.ranges[name].magnitude // b.sample_steps * b.time_steps  # of this call; what a stream carries is int64
+    dtype = b.float_type(largest, name)
     x = b.ungrouped(b.cast(b.whole_numbers(x, name), dtype))
     total, *rest = b.each(x)
     for step, value in enumerate(rest, 1):

@@ -169,10 +169,3 @@ def test_integrators_inside_loops_are_refused() -> None:
     graph = with_hints({**chain.nodes, "li": integrators(rng, (3,))}, [*edges, ("li", "back")])
     with pytest.raises(UnsupportedError, match=r"'li' \(IntegerLI\): an integrator inside a loop"):
         build_integer_onnx(graph)
-
-
-def test_what_a_stream_cannot_carry_is_refused() -> None:
-    rng = np.random.default_rng(7)
-    message = r"no stream layout for a, .* \(a loop\); li \(IntegerLI\): export with --layout sequence"
-    with pytest.raises(UnsupportedError, match=message):
-        build_integer_onnx(quantize(recurrent(rng, "lif")), layout="stream")

@@ -65,8 +65,11 @@ def agree(
         for layer, values in reference.items():
             found = np.concatenate([call[kind[layer]] for call in calls])
             np.testing.assert_array_equal(found, values, err_msg=kind[layer])
-    if probes.integers.keys() == {"logits"}:  # a running sum; others have a time axis
-        np.testing.assert_array_equal(calls[-1][probes.integers["logits"]], expected.outputs["logits"])
+    for output, values in expected.outputs.items():
+        parts = [call[probes.integers[output]] for call in calls]
+        # a running sum, or every step
+        found = parts[-1] if parts[-1].shape == values.shape else np.concatenate(parts, axis=1)
+        np.testing.assert_array_equal(found, values, err_msg=output)
     return calls
 
 

@@ -264,10 +264,3 @@ def test_what_a_loop_cannot_hold_is_named_at_once() -> None:
         build_onnx(graph(nodes, edges), time_steps=4)
     assert "c, d (a loop without neurons: put neurons into it)" in str(caught.value)
     assert "a (STAttenAttention: a window of 3 steps in a loop; use one of 1)" in str(caught.value)
-
-
-def test_loops_have_no_stream_layout() -> None:
-    with pytest.raises(
-        UnsupportedError, match=r"no stream layout for l, back \(a loop\): export with --layout sequence"
-    ):
-        build_onnx(recurrent(np.random.default_rng(0)), time_steps=4, layout="stream")
