@@ -5,6 +5,9 @@ those of the released implementation, so its checkpoints load unchanged. T steps
 H x W token grid, N = H·W tokens, h heads, d = D / h, S chunk size. What travels between blocks is a real current.
 """
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +15,17 @@ from torch.nn import functional as F
 from statten_deploy.errors import InputError
 from statten_deploy.models.config import ModelConfig
 from statten_deploy.models.neurons import LIF, PLIF
+
+
+class Call(Protocol):
+    """Runs ``part(module, *arguments)``, a part of the network that takes and returns few tensors."""
+
+    def __call__(self, part: Callable[..., Tensor], module: nn.Module, *arguments: Tensor | int) -> Tensor: ...
+
+
+def plain_call(part: Callable[..., Tensor], module: nn.Module, *arguments: Tensor | int) -> Tensor:
+    """The part as it is."""
+    return part(module, *arguments)
 
 
 def over_steps(layer: nn.Module, x: Tensor) -> Tensor:
@@ -28,7 +42,7 @@ def make_neuron(config: ModelConfig) -> LIF:
 class PatchEmbed(nn.Module):
     """Spiking patch splitting: four 3x3 conv stages of width D/8, D/4, D/2, D.
 
-    Current of the first stage [T, B, D/8, ., .] (see `first_current`) -> current [T, B, D, H, W].
+    Frames [T, B, in, ., .], or an image [1, B, in, ., .] for all `steps` -> current [T, B, D, H, W].
     """
 
     proj_lif: LIF
@@ -53,27 +67,32 @@ class PatchEmbed(nn.Module):
         self.rpe_conv = nn.Conv2d(D, D, 3, 1, 1, bias=False)
         self.rpe_bn = nn.BatchNorm2d(D)
 
+    def forward(self, x: Tensor, steps: int, call: Call) -> Tensor:
+        for i in range(3):
+            x = call(PatchEmbed.stage, self, i, x, steps)  # spikes [T, B, D/8 · 2^i, ., .]
+        return call(PatchEmbed.last_stage, self, x)  # [T, B, D, H, W]
+
+    def stage(self, i: int, x: Tensor, steps: int) -> Tensor:
+        """Conv, BN, LIF, pooling of spikes: [T, B, ...] or an image [1, B, ...] -> spikes [T, B, ...]."""
+        suffix = str(i or "")
+        x = self._current(i, x)
+        # An image is the same at every step, so its first conv and BN are too.
+        x = getattr(self, f"proj_lif{suffix}")(x.expand(steps, *x.shape[1:]))
+        return self._pool(i, x)
+
+    def last_stage(self, x: Tensor) -> Tensor:
+        """Conv, BN, pooling of currents, which are what is added to the conv and BN behind the LIF."""
+        x_feat = self._pool(3, self._current(3, x))  # [T, B, D, H, W]: pools currents, not spikes
+        x = self.proj_lif3(x_feat)
+        return over_steps(nn.Sequential(self.rpe_conv, self.rpe_bn), x) + x_feat
+
     def _pool(self, i: int, x: Tensor) -> Tensor:
         pool = getattr(self, f"maxpool{i or ''}", None)
         return x if pool is None else over_steps(pool, x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # A static image is the same at every step, so its first conv and BN are too: x is [1, B, C, H, W] then,
-        # and `forward` of the network expands it to T steps behind them.
-        x = self.proj_lif1(self._stage(1, self._pool(0, self.proj_lif(x))))  # [T, B, D/4, ., .]
-        x = self.proj_lif2(self._stage(2, self._pool(1, x)))  # [T, B, D/2, ., .]
-        x = self._stage(3, self._pool(2, x))  # [T, B, D, ., .]
-        x_feat = self._pool(3, x)  # [T, B, D, H, W]: pools currents, not spikes
-        x = self.proj_lif3(x_feat)
-        return over_steps(nn.Sequential(self.rpe_conv, self.rpe_bn), x) + x_feat
-
-    def _stage(self, i: int, x: Tensor) -> Tensor:
-        suffix = str(i) if i else ""
+    def _current(self, i: int, x: Tensor) -> Tensor:
+        suffix = str(i or "")
         return over_steps(nn.Sequential(getattr(self, f"proj_conv{suffix}"), getattr(self, f"proj_bn{suffix}")), x)
-
-    def first_current(self, x: Tensor) -> Tensor:
-        """Conv and BN of the first stage: [T or 1, B, in, ., .] -> [T or 1, B, D/8, ., .]."""
-        return self._stage(0, x)
 
 
 def statten_counts(q: Tensor, k: Tensor, v: Tensor, heads: int, window: int, *, sliding: bool, groups: int) -> Tensor:
@@ -131,8 +150,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         s = self.shortcut_lif(x)  # [T, B, D, H, W]
         q, k, v = (self._branch(name, s) for name in ("q", "k", "v"))  # [T, B, D, H, W]
-        with torch.autocast(x.device.type, enabled=False):
-            y = self._statten(q, k, v, s) if self.config.attention == "STAtten" else self._sdt(q, k, v)
+        with torch.autocast(x.device.type, enabled=False):  # counts, which 16-bit floats would round
+            wide = (z if z.dtype == torch.float64 else z.float() for z in (q, k, v, s))
+            y = self._statten(*wide) if self.config.attention == "STAtten" else self._sdt(*wide)
+        y = y.to(s.dtype)
         return over_steps(nn.Sequential(self.proj_conv, self.proj_bn), y) + x
 
     def _statten(self, q: Tensor, k: Tensor, v: Tensor, s: Tensor) -> Tensor:
@@ -152,7 +173,7 @@ class Attention(nn.Module):
             y = y * s_pool + s_pool  # 0, 1 or 2
         return y
 
-    def _sdt(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _sdt(self, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
         kv = self._token_pool(k * v)
         kv = self.talking_heads_lif(kv.sum((-2, -1), keepdim=True))  # [T, B, D, 1, 1]
         return self._token_pool(q * kv)
@@ -200,6 +221,12 @@ class Block(nn.Module):
         return y
 
 
+def run_block(block: nn.Module, x: Tensor) -> Tensor:
+    """The block with its hooks."""
+    y: Tensor = block(x)
+    return y
+
+
 class STAtten(nn.Module):
     """The whole network. Input [B, C, H, W] (static) or [B, T, C, H, W] (frames); output logits [B, classes].
 
@@ -224,17 +251,19 @@ class STAtten(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_steps(x).mean(0)
 
-    def forward_steps(self, x: Tensor) -> Tensor:
-        """Logits of every step, [T, B, classes]: what the TET loss needs."""
+    def forward_steps(self, x: Tensor, call: Call | None = None) -> Tensor:
+        """Logits of every step, [T, B, classes]: what the TET loss needs.
+
+        `call` runs the parts of the network, for training that compiles or checkpoints them.
+        """
         self._check(x)
+        call = call or plain_call
         if self.config.mean is not None:
             x = (x - self.mean) / self.std
         x = x.unsqueeze(0) if x.dim() == 4 else x.transpose(0, 1)  # [1 or T, B, C, H, W]
-        x = self.patch_embed.first_current(x)
-        x = x.expand(self.config.time_steps, *x.shape[1:])  # [T, B, D/8, H, W]
-        x = self.patch_embed(x)  # [T, B, D, H, W]
+        x = self.patch_embed(x, self.config.time_steps, call)  # [T, B, D, H, W]
         for block in self.block:
-            x = block(x)
+            x = call(run_block, block, x)
         spikes = self.head_lif(x.mean((-2, -1)))  # [T, B, D]
         logits: Tensor = self.head(spikes)
         return logits

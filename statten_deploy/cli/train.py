@@ -43,6 +43,10 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Train so many epochs.")] = None,
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.auto,
+    devices: Annotated[
+        str | None, typer.Option(help="Processes per node, one per GPU: a number, or auto for all GPUs. Default: 1.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines, each started with torchrun or srun.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue a run from its last.ckpt.")] = None,
     init: Annotated[Path | None, typer.Option(help="Start from the weights of this checkpoint.")] = None,
     qat_bits: Annotated[
@@ -60,12 +64,16 @@ def train(
     """
     from statten_deploy.train.config import read_recipe
 
-    recipe = read_recipe(config, set_ or (), epochs)
+    places = {"devices": devices, "nodes": nodes}
+    told = [f"train.{option}={value}" for option, value in places.items() if value is not None]
+    recipe = read_recipe(config, [*(set_ or ()), *told], epochs)
     from statten_deploy.train.run import train as run
 
     result = run(
         recipe, data, out, device=device.value, resume=resume, init=init, qat_bits=qat_bits, progress=on_terminal()
     )
+    if result is None:  # one of several processes: the first one tells
+        return
     if json_:
         emit_json(result.to_dict())
     else:

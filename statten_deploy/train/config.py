@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from statten_deploy.errors import ConfigError
@@ -54,6 +54,27 @@ class TrainConfig(BaseModel):
     """CPU threads of torch. A fixed number makes runs repeat exactly on one machine; None: torch decides."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode images."""
+
+    # How it runs, on which machines.
+    precision: Annotated[Literal["32", "bf16", "16"], BeforeValidator(str)] = "32"
+    """bf16, 16: mixed precision, convolutions and products in 16 bits, membranes and weights in 32. 16 needs CUDA."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches whose gradients are added up to one optimizer step."""
+    gradient_clip: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of the gradient of an optimizer step; 0: not clipped."""
+    devices: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Processes per node, one per GPU; `batch_size` is that of each. None: what torchrun or SLURM started, else 1."""
+    nodes: Annotated[int, Field(ge=1)] | None = None
+    """Machines. None: what torchrun or SLURM started, else 1."""
+    sync_batchnorm: bool = True
+    """Batch norms see the batches of all processes; false: each its own, and those of the first process are kept."""
+    compile: bool = False
+    """Compile the parts of the network (minutes at the start); where that does not work, one warning says so."""
+    checkpoint_activations: bool = False
+    """Keep the inputs of the parts only and run them again in the backward pass: less memory, more time."""
+    save_every_steps: Annotated[int, Field(ge=0)] = 0
+    """Write last.ckpt after every so many optimizer steps too, not only after epochs; 0: after epochs."""
+    loggers: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = ("tensorboard", "csv")
 
 
 @dataclass(frozen=True)

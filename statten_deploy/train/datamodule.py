@@ -14,6 +14,7 @@ from statten_deploy.models.config import ModelConfig
 from statten_deploy.train.config import TrainConfig
 from statten_deploy.train.data import InputSpec, Samples, open_source, select, stratified_split
 from statten_deploy.train.data.split import VALIDATION_SEED
+from statten_deploy.train.resume import START, Start
 
 
 class TorchSamples(Dataset[tuple[Tensor, int]]):
@@ -50,15 +51,44 @@ class EpochShuffle(Sampler[int]):
         return iter(torch.randperm(self.count, generator=generator).tolist())
 
 
+class Share(Sampler[int]):
+    """What process `rank` of `ranks` takes of an order: every `ranks`-th index, filled up from the front.
+
+    The batches of all processes together are then those of one process with a batch `ranks` times as large. The
+    first `skip` of its indices are left out in the epoch that `order` starts with: a resumed run has learnt from them.
+    """
+
+    def __init__(self, order: EpochShuffle, rank: int = 0, ranks: int = 1, skip: int = 0) -> None:
+        self.order = order
+        self.rank = rank
+        self.ranks = ranks
+        self.skips = {order.epoch: skip}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer."""
+        self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.ranks)
+
+    def __iter__(self) -> Iterator[int]:
+        whole = list(self.order)
+        whole += whole[: -len(whole) % self.ranks]
+        return iter(whole[self.rank :: self.ranks][self.skips.get(self.order.epoch, 0) :])
+
+
 class StattenData(L.LightningDataModule):
     """Training and validation batches. The test split is opened but never offered to the trainer.
+
+    `start`: where in the training a resumed run goes on.
 
     Raises:
         InputError: the data cannot be read, do not fit the network, or have no labels.
     """
 
-    def __init__(self, data: str | Path, model: ModelConfig, train: TrainConfig) -> None:
+    def __init__(self, data: str | Path, model: ModelConfig, train: TrainConfig, start: Start = START) -> None:
         super().__init__()
+        self.start = start
         self.config = train
         source = open_source(data, InputSpec.of(model))
         learn = select(source, "train")
@@ -72,16 +102,33 @@ class StattenData(L.LightningDataModule):
         self.test_samples = select(source, "test")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.train_samples, EpochShuffle(len(self.train_samples), self.config.seed))
+        order = EpochShuffle(len(self.train_samples), self.config.seed)
+        # Loading processes start before the trainer tells which epoch it is in.
+        order.set_epoch(self.start.epoch)
+        skip = self.start.batches * self.config.batch_size
+        return self._loader(self.train_samples, Share(order, *self._place(), skip))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        return [] if self.validation_samples is None else self._loader(self.validation_samples)
+        if self.validation_samples is None:
+            return []
+        # Every sample once: shares may differ in length, since nothing waits for other processes while validating.
+        rank, ranks = self._place()
+        if len(self.validation_samples) < ranks:
+            raise InputError(
+                f"{len(self.validation_samples)} samples held out for validation are too few for {ranks} processes; "
+                "raise train.validation, or set it to 0"
+            )
+        return self._loader(self.validation_samples, range(rank, len(self.validation_samples), ranks))
 
     def test_loader(self) -> DataLoader[Any]:
         """For the final evaluation, after training."""
         return self._loader(self.test_samples)
 
-    def _loader(self, samples: Samples, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
+    def _place(self) -> tuple[int, int]:
+        """(this process, all processes)"""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, samples: Samples, sampler: Sampler[int] | range | None = None) -> DataLoader[Any]:
         return DataLoader(
             TorchSamples(samples),
             batch_size=self.config.batch_size,

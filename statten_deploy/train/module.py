@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from statten_deploy import __version__
+from statten_deploy.errors import ConfigError
 from statten_deploy.models.checkpoint import QUANTISATION_KEY, Quantisation
 from statten_deploy.models.config import ModelConfig
 from statten_deploy.models.statten import STAtten
@@ -16,6 +17,8 @@ from statten_deploy.quantize import QuantizeOptions
 from statten_deploy.train.augment import random_shift, random_turn
 from statten_deploy.train.config import TrainConfig
 from statten_deploy.train.losses import mean_loss, tet_loss
+from statten_deploy.train.parts import Parts, can_compile
+from statten_deploy.train.resume import LAST, PROCESSES_KEY
 from statten_deploy.train.schedule import learning_rate
 from statten_deploy.train.straight_through import StraightThroughNetwork
 
@@ -44,6 +47,7 @@ class StattenModule(L.LightningModule):
             self.model.load_state_dict(start.state_dict())
         self.average = copy.deepcopy(self.model).requires_grad_(False) if train.ema_decay else None
         self.train_config = train
+        self.parts: Parts | None = None
         self.quantisation = quantisation
         self._integers: StraightThroughNetwork | None = None
         self.train_accuracy = MulticlassAccuracy(model.num_classes, average="micro")
@@ -57,10 +61,18 @@ class StattenModule(L.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self._steps(self.kept, x).mean(0)
 
-    def _steps(self, network: STAtten, x: Tensor) -> Tensor:
+    def _steps(self, network: STAtten, x: Tensor, parts: Parts | None = None) -> Tensor:
         """Logits of every step, [T, B, classes], of the network or of its integer form."""
         integers = self._quantised(network)
-        return network.forward_steps(x) if integers is None else integers.forward_steps(x)
+        return network.forward_steps(x, parts) if integers is None else integers.forward_steps(x)
+
+    def setup(self, stage: str) -> None:
+        """Compile and checkpoint as the configuration says; integers run as they are."""
+        config = self.train_config
+        compiled = config.compile and self.quantisation is None and can_compile(self.device)
+        self.parts = Parts(compiled=compiled, checkpointed=config.checkpoint_activations)
+        if compiled or self.device.type == "cuda":
+            self.model.to(memory_format=torch.channels_last)
 
     def _quantised(self, network: STAtten) -> StraightThroughNetwork | None:
         """The integer form of the network as its weights are now."""
@@ -76,30 +88,37 @@ class StattenModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, target = batch
-        logits = self._steps(self.model, self._augment(x, batch_idx))
+        logits = self._steps(self.model, self._augment(x, batch_idx), self.parts)
         loss = self.loss(logits, target)
         self.train_accuracy(logits.mean(0), target)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(target))
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(target), sync_dist=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        if self.average is not None:
-            update_average(self.average, self.model, self.train_config.ema_decay, self.global_step)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:  # before a checkpoint of this step is written
+            update_average(self.average, self.model, self.train_config.ema_decay, self.global_step + 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """In float32 whatever the precision: as the network will be exported and run."""
+        with torch.autocast(self.device.type, enabled=False):
+            self._validate(batch, batch_idx)
+
+    def _validate(self, batch: Batch, batch_idx: int) -> None:
         x, target = batch
         if batch_idx == 0:  # the weights stand still while they are validated
             self._integers = self._quantised(self.kept)
         logits = self.kept.forward_steps(x) if self._integers is None else self._integers.forward_steps(x)
         self.validation_accuracy(logits.mean(0), target)
-        self.log("validation/loss", self.loss(logits, target), batch_size=len(target))
+        self.log("validation/loss", self.loss(logits, target), batch_size=len(target), sync_dist=True)
         self.log("validation/accuracy", self.validation_accuracy, prog_bar=True)
 
     def _augment(self, x: Tensor, batch_idx: int) -> Tensor:
         config = self.train_config
-        # A function of seed, epoch and batch, not of what ran before: resuming changes nothing.
-        seed = (config.seed * 1_000_003 + self.current_epoch) * 1_000_003 + batch_idx
+        # A function of seed, epoch, batch and process, not of what ran before: resuming changes nothing.
+        batch = batch_idx * self.trainer.world_size + self.global_rank
+        seed = (config.seed * 1_000_003 + self.current_epoch) * 1_000_003 + batch
         generator = torch.Generator().manual_seed(seed % 2**63)
         x = random_turn(x, config.random_rotation, config.random_scale, generator)
         return random_shift(x, config.random_shift, generator)
@@ -122,6 +141,8 @@ class StattenModule(L.LightningModule):
         checkpoint["statten_config"] = self.model.config.model_dump(mode="json")
         checkpoint["statten_train"] = self.train_config.model_dump(mode="json")
         checkpoint["statten_deploy_version"] = __version__
+        if "optimizer_states" in checkpoint:
+            checkpoint[PROCESSES_KEY] = self.trainer.world_size
         if self.quantisation is not None:
             checkpoint[QUANTISATION_KEY] = dict(self.quantisation)
         if self.average is None:
@@ -134,6 +155,12 @@ class StattenModule(L.LightningModule):
             checkpoint[TRAINED_KEY] = trained
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained, here = checkpoint.get(PROCESSES_KEY, 1), self.trainer.world_size
+        if trained != here:
+            raise ConfigError(
+                f"{LAST}: was trained by {trained} processes, this run has {here}; continue it with as many "
+                "(--devices times --nodes)"
+            )
         if self.average is None:
             return
         state = checkpoint["state_dict"]

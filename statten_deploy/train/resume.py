@@ -1,6 +1,7 @@
 """Whether a run can be continued from a checkpoint."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,44 @@ from statten_deploy.models.checkpoint import QUANTISATION_KEY, Quantisation
 from statten_deploy.train.config import Recipe
 
 LAST = "last.ckpt"
-"""Everything needed to continue: weights, optimizer, schedule, epoch. Written after every epoch."""
+"""Everything needed to continue: weights, optimizer, schedule, place. Written after epochs, or every so many steps."""
 
-MAY_CHANGE = frozenset({"train.epochs", "train.threads", "train.workers"})
+MAY_CHANGE = frozenset(
+    f"train.{key}"
+    for key in (
+        "epochs",
+        "threads",
+        "workers",
+        "devices",  # the number of processes may not: see PROCESSES_KEY
+        "nodes",
+        "compile",
+        "checkpoint_activations",
+        "save_every_steps",
+        "loggers",
+    )
+)
 """What a continued run may do differently; a different `epochs` also stretches the learning-rate schedule."""
 
 
-def check_resume(path: Path, recipe: Recipe, quantisation: Quantisation | None = None) -> None:
-    """Whether `path` is a full checkpoint of this very recipe and quantisation; only `MAY_CHANGE` may differ.
+PROCESSES_KEY = "statten_processes"
+"""In a checkpoint: how many processes trained. As many continue, since they share out batches and add up gradients."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A place in the training: whole epochs, and batches of the epoch after them."""
+
+    epoch: int = 0
+    batches: int = 0
+
+
+START = Start()
+
+
+def check_resume(path: Path, recipe: Recipe, quantisation: Quantisation | None = None) -> Start:
+    """Where `path` continues: it must be a full checkpoint of this very recipe and quantisation.
+
+    Only `MAY_CHANGE` may differ.
 
     Raises:
         CheckpointError: not a checkpoint that can be continued.
@@ -40,11 +71,20 @@ def check_resume(path: Path, recipe: Recipe, quantisation: Quantisation | None =
     ]
     if differences:
         raise ConfigError(f"{path}: belongs to another recipe ({'; '.join(differences)})")
-    finished = int(raw["epoch"]) + 1
+    start = _start(raw)
+    finished = start.epoch
     if finished >= recipe.train.epochs:
         raise ConfigError(
             f"{path}: has finished {finished} epochs, the recipe asks for {recipe.train.epochs}; raise it with --epochs"
         )
+    return start
+
+
+def _start(raw: Mapping[str, Any]) -> Start:
+    batches = raw["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if batches["is_last_batch"]:
+        return Start(int(raw["epoch"]) + 1)
+    return Start(int(raw["epoch"]), int(batches["current"]["processed"]))
 
 
 def _form(quantisation: Any) -> str:

@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,18 +12,23 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-from statten_deploy.errors import InputError
+from statten_deploy.errors import ConfigError, InputError
 from statten_deploy.frontend import build_graph
 from statten_deploy.models.checkpoint import Quantisation, build_model, file_sha256, load_checkpoint, load_model
 from statten_deploy.models.statten import STAtten
 from statten_deploy.quantize import QuantizeOptions, quantize
-from statten_deploy.train.config import TET_KEYS, Recipe
+from statten_deploy.train.config import TET_KEYS, Recipe, TrainConfig
 from statten_deploy.train.datamodule import StattenData
+from statten_deploy.train.distributed import BatchNormSync, layout
 from statten_deploy.train.module import StattenModule
-from statten_deploy.train.resume import LAST, check_resume
+from statten_deploy.train.parts import seconds_compiling
+from statten_deploy.train.resume import LAST, START, check_resume
+from statten_deploy.train.saving import AtomicCheckpointIO, LastCheckpoint
 from statten_deploy.train.scoring import Accuracy, evaluate, evaluate_integers
 
 BEST = "best.ckpt"
@@ -33,6 +38,8 @@ FINAL = "final.ckpt"
 
 LABELS = frozenset({"name", "dataset", "tet"})
 """Fields of a configuration in which a checkpoint to start from may differ: they change nothing that it computes."""
+
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 QUIET = (
     r".*does not have many workers which may be a bottleneck.*",
@@ -69,6 +76,8 @@ class TrainResult:
     test_accuracy: float
     firing_rates: dict[str, float]
     quantisation: Quantisation | None = None
+    processes: int = 1
+    seconds_compiling: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The object ``statten-train --json`` prints."""
@@ -85,8 +94,10 @@ def train(
     init: Path | None = None,
     qat_bits: int | None = None,
     progress: bool = False,
-) -> TrainResult:
+) -> TrainResult | None:
     """Train `recipe` and evaluate the checkpoint it gives on the test split.
+
+    Of several processes all train; the first one alone writes, evaluates and returns a result, the others None.
 
     `data`: a built-in data set, a folder of images or an ``.npz`` file; default: the data set the model names.
     `out`: folder of the run; default ``runs/<model name>``, numbered if taken, or the folder of `resume`.
@@ -101,18 +112,44 @@ def train(
     if not str(chosen):
         raise InputError(f"{recipe.source}: names no data set (model.dataset); give one with --data")
     quantisation = _quantisation(qat_bits, init, resume)
-    if resume is not None:
-        check_resume(resume, recipe, quantisation)
+    place = START if resume is None else check_resume(resume, recipe, quantisation)
+    _check_precision(recipe.train, accelerator)
+    devices, nodes = layout(recipe.train)
     start = None if init is None else load_model(init, recipe.model.model_dump(mode="json", exclude=set(LABELS)))
-    folder = _folder(recipe, out, resume)
+    first = not rank_zero_only.rank  # others get the folder from the first one when they write, which they do not
+    folder = _folder(recipe, out, resume) if first else Path()
     with _threads(recipe.train.threads), _quiet(), _without_worker_traceback():
-        batches = StattenData(chosen, recipe.model, recipe.train)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_recipe(folder / "recipe.yaml", recipe)
-        started = time.perf_counter()
+        batches = StattenData(chosen, recipe.model, recipe.train, place)
+        loggers = _loggers(recipe, folder)
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_recipe(folder / "recipe.yaml", recipe)
+        started, compiling = time.perf_counter(), seconds_compiling()
         torch.manual_seed(recipe.train.seed)
         module = StattenModule(recipe.model, recipe.train, quantisation, start)
-        checkpoint = _fit(module, batches, folder, accelerator, resume, progress)
+        selecting = batches.validation_samples is not None
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            strategy=_strategy(devices, nodes),
+            devices=devices,
+            num_nodes=nodes,
+            precision=PRECISIONS[recipe.train.precision],
+            plugins=[AtomicCheckpointIO(), *([BatchNormSync()] if recipe.train.sync_batchnorm else [])],
+            max_epochs=recipe.train.epochs,
+            accumulate_grad_batches=recipe.train.accumulate,
+            gradient_clip_val=recipe.train.gradient_clip or None,
+            use_distributed_sampler=False,  # the data module shares out its samples itself
+            default_root_dir=folder,
+            logger=loggers,
+            callbacks=_callbacks(folder, selecting, progress, recipe.train.save_every_steps),
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+        )
+        checkpoint = _fit(trainer, module, batches, folder, resume)
+        if not trainer.is_global_zero:
+            return None
         seconds = time.perf_counter() - started
         model, score = _score(checkpoint, batches, accelerator)
     held = batches.validation_samples
@@ -133,6 +170,8 @@ def train(
         test_accuracy=score.accuracy,
         firing_rates=score.firing_rates,
         quantisation=quantisation,
+        processes=trainer.world_size,
+        seconds_compiling=round(seconds_compiling() - compiling, 3),
     )
 
 
@@ -199,33 +238,55 @@ def _write_recipe(path: Path, recipe: Recipe) -> None:
     path.write_text(yaml.safe_dump(sections, sort_keys=False), encoding="utf-8")
 
 
-def _fit(
-    module: StattenModule, batches: StattenData, folder: Path, accelerator: str, resume: Path | None, progress: bool
-) -> Path:
-    selecting = batches.validation_samples is not None
-    trainer = L.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=module.train_config.epochs,
-        logger=[TensorBoardLogger(folder, name="tensorboard"), CSVLogger(folder, name="csv")],
-        callbacks=_callbacks(folder, selecting, progress),
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-    )
+def _check_precision(config: TrainConfig, accelerator: str) -> None:
+    if config.precision == "16" and accelerator == "cpu":
+        raise ConfigError("train.precision 16: float16 needs a CUDA device; on a CPU use bf16 or 32")
+
+
+def _strategy(devices: int | str, nodes: int) -> str | Strategy:
+    """One process as it is; several, and "auto", which may be several GPUs, as distributed data parallel ones."""
+    if (devices, nodes) == (1, 1):
+        return "auto"
+    # Batch norms are synchronised at every step or kept apart on purpose: no broadcast of their statistics, for which
+    # processes would wait that have no more samples to validate.
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _loggers(recipe: Recipe, folder: Path) -> list[Logger]:
+    """Those of `train.loggers`; all but the first process's write nothing."""
+    name = recipe.model.name
+    makers: dict[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard"),
+        "csv": lambda: CSVLogger(folder, name="csv"),
+        "wandb": lambda: WandbLogger(project="statten-deploy", name=name, save_dir=folder),
+        "mlflow": lambda: MLFlowLogger(
+            experiment_name="statten-deploy", run_name=name, save_dir=str(folder / "mlflow")
+        ),
+    }
+    made = []
+    for logger in recipe.train.loggers:
+        try:
+            made.append(makers[logger]())
+        except ModuleNotFoundError:
+            raise ConfigError(
+                f"train.loggers: {logger} is not installed; pip install {logger}, or leave it out"
+            ) from None
+    return made
+
+
+def _fit(trainer: L.Trainer, module: StattenModule, batches: StattenData, folder: Path, resume: Path | None) -> Path:
     try:
         trainer.fit(module, datamodule=batches, ckpt_path=resume, weights_only=True)
     except SystemExit:
         # Lightning answers Ctrl-C by leaving the process; callers decide that.
         raise KeyboardInterrupt from None
-    if selecting:
+    if batches.validation_samples is not None:
         return folder / BEST
     trainer.save_checkpoint(folder / FINAL, weights_only=True)
     return folder / FINAL
 
 
-def _callbacks(folder: Path, selecting: bool, progress: bool) -> list[Callback]:
+def _callbacks(folder: Path, selecting: bool, progress: bool, save_every_steps: int) -> list[Callback]:
     best = ModelCheckpoint(
         folder,
         filename=BEST.removesuffix(".ckpt"),
@@ -233,14 +294,8 @@ def _callbacks(folder: Path, selecting: bool, progress: bool) -> list[Callback]:
         save_weights_only=True,
         enable_version_counter=False,
     )
-    last = ModelCheckpoint(
-        folder,
-        filename=LAST.removesuffix(".ckpt"),
-        every_n_epochs=1,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
     # `last` comes after `best`, so that its file knows the best score.
+    last = LastCheckpoint(folder, save_every_steps)
     bars: list[Callback] = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
     return [*bars, LearningRateMonitor("epoch"), *([best] if selecting else []), last]
 

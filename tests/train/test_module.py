@@ -19,7 +19,7 @@ from tests.train.recipes import write_recipe, write_stripes
 def module(tmp_path: Path, epoch: int = 0, **changes: Any) -> StattenModule:
     recipe = read_recipe(write_recipe(tmp_path / "r.yaml", **changes))
     made = StattenModule(recipe.model, recipe.train)
-    made._trainer = SimpleNamespace(current_epoch=epoch)
+    made._trainer = SimpleNamespace(current_epoch=epoch, world_size=1, global_rank=0)
     return made
 
 
