@@ -7,7 +7,6 @@ What the weights tell (width, depth, channels, classes, MLP ratio, heads, PLIF) 
 import argparse
 import hashlib
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,17 @@ from torch import Tensor
 from statten_deploy.errors import CheckpointError, ConfigError
 from statten_deploy.models.config import ModelConfig, config_values, hidden_width
 from statten_deploy.models.statten import STAtten
+from statten_deploy.untrusted.limits import check_bytes
+from statten_deploy.untrusted.text import parse_json, shown
+from statten_deploy.untrusted.torch_file import check_tensors, read_torch_file
 
 CONFIG_KEY = "statten_config"
 QUANTISATION_KEY = "statten_quantisation"
 PREFIXES = ("module.", "model.", "_orig_mod.")
 TORCH_SUFFIXES = (".ckpt", ".pth", ".pth.tar", ".pt", ".tar", ".bin")
+SCALARS = (str, int, float, type(None))
+MAX_ITEMS = 64
+"""Values in a list of a stored configuration: the channels of an input."""
 BLOCK = re.compile(r"^block\.(\d+)\.")
 
 
@@ -120,32 +125,13 @@ def _read(path: Path, expected: str) -> Mapping[str, Any]:
         return _read_safetensors(path)
     if not path.name.endswith(TORCH_SUFFIXES):
         raise CheckpointError(f"{path}: unknown type {path.suffix!r}; expected {expected}")
-    try:
-        # timm-style files store their arguments as a Namespace; nothing else beyond tensors is allowed.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            raw = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly anything on a damaged file
-        detail = _refusal(str(error))
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({detail})") from None
-    if not isinstance(raw, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(raw).__name__}, expected a dictionary of weights")
-    return raw
-
-
-def _refusal(message: str) -> str:
-    """One line out of torch's paragraphs; a forbidden global is named."""
-    forbidden = re.search(r"GLOBAL ([\w.]+)", message)
-    if forbidden:
-        return f"it refers to {forbidden.group(1)}, which could run code; save the bare state_dict instead"
-    return " ".join(message.split())[:160] or "damaged or truncated"
+    return read_torch_file(path)
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    import json
-
     from safetensors import safe_open
 
+    check_bytes(path, path.stat().st_size)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -155,7 +141,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     raw: dict[str, Any] = {"state_dict": tensors}
     for key in metadata.keys() & {CONFIG_KEY, QUANTISATION_KEY}:
         try:
-            raw[key] = json.loads(metadata[key])
+            raw[key] = parse_json(metadata[key])
         except ValueError:
             raise CheckpointError(f"{path}: metadata key {key!r} is not JSON") from None
     return raw
@@ -173,16 +159,22 @@ def _find_state(path: Path, raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _clean_state(path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    clean: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for key, value in state.items():
         name = str(key)
         while name.startswith(PREFIXES):
             name = name.split(".", 1)[1]
         if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: {key!r} is a {type(value).__name__}, expected a tensor")
-        if name in clean:
-            raise CheckpointError(f"{path}: {name!r} appears twice once prefixes are removed")
-        clean[name] = value.float() if value.is_floating_point() else value
+            raise CheckpointError(f"{path}: {shown(key)} is a {type(value).__name__}, expected a tensor")
+        if name in found:
+            raise CheckpointError(f"{path}: {shown(name)} appears twice once prefixes are removed")
+        found[name] = value
+    check_tensors(path, found)
+    # copies: the file may change while it is mapped
+    clean = {
+        name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+        for name, value in found.items()
+    }
     for name, value in clean.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(f"{path}: {name!r} holds NaN or infinite values; the training diverged")
@@ -224,13 +216,24 @@ def _infer(path: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _stored_config(path: Path, raw: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     if isinstance(raw.get(CONFIG_KEY), Mapping):
-        return dict(raw[CONFIG_KEY]), "statten-train"
+        return _flat(path, raw[CONFIG_KEY]), "statten-train"
     arguments = raw.get("args")
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
     if isinstance(arguments, Mapping):
-        return config_values(dict(arguments)), "released"
+        return _flat(path, config_values(dict(arguments))), "released"
     return {}, "bare"
+
+
+def _flat(path: Path, values: Mapping[Any, Any]) -> dict[str, Any]:
+    """A configuration as one is: names, and values that are a number, a text or a short list of those."""
+    for name, value in values.items():
+        items = value if isinstance(value, list | tuple) else [value]
+        if not isinstance(name, str) or len(items) > MAX_ITEMS or not all(isinstance(item, SCALARS) for item in items):
+            raise CheckpointError(
+                f"{path}: its configuration holds {shown(name)}: {shown(value)}; expected plain values"
+            )
+    return dict(values)
 
 
 def _stored_quantisation(path: Path, raw: Mapping[str, Any]) -> Quantisation | None:
@@ -241,7 +244,7 @@ def _stored_quantisation(path: Path, raw: Mapping[str, Any]) -> Quantisation | N
     valid = valid and type(found["bits"]) is int and 2 <= found["bits"] <= 8
     if not valid or found["granularity"] not in ("channel", "tensor"):
         raise CheckpointError(
-            f"{path}: {QUANTISATION_KEY} is {str(found)[:80]}; expected bits (2 to 8) and granularity (channel, tensor)"
+            f"{path}: {QUANTISATION_KEY} is {shown(found)}; expected bits (2 to 8) and granularity (channel, tensor)"
         )
     return Quantisation(bits=found["bits"], granularity=found["granularity"])
 

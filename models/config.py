@@ -9,8 +9,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from statten_deploy.errors import ConfigError
+from statten_deploy.untrusted.limits import MAX_CONFIG_BYTES
+from statten_deploy.untrusted.plain_yaml import parse_yaml
+from statten_deploy.untrusted.text import shown
 
-MAX_YAML_BYTES = 1 << 20
 Positive = Annotated[int, Field(gt=0, le=65536)]
 
 
@@ -150,9 +152,9 @@ def hidden_width(embed_dim: int, mlp_ratio: float) -> int:
 def _explain(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"unknown key {where!r}; known keys: {', '.join(sorted(ModelConfig.model_fields))}"
+        return f"unknown key {shown(where)}; known keys: {', '.join(sorted(ModelConfig.model_fields))}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{where}: {message} (found {item['input']!r})" if where else message
+    return f"{where}: {message} (found {shown(item['input'])})" if where else message
 
 
 RELEASED_KEYS: dict[str, str] = {
@@ -189,7 +191,9 @@ def _from_released(values: Mapping[str, Any]) -> dict[str, Any]:
         if values.get(key) is None:
             continue
         if name in known and known[name] != values[key]:
-            raise ConfigError(f"keys {key!r} and its spelling variant disagree: {values[key]!r} and {known[name]!r}")
+            raise ConfigError(
+                f"keys {key!r} and its spelling variant disagree: {shown(values[key])} and {shown(known[name])}"
+            )
         known[name] = values[key]
     known.update({key: value for key, value in values.items() if key in ModelConfig.model_fields and key not in known})
     if isinstance(known.get("pooling_stat"), int):  # YAML reads an unquoted 0011 as a number
@@ -222,20 +226,20 @@ def config_values(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from `path` (safe loader, at most 1 MiB).
+    """A YAML mapping from `path`; at most 64 kiB, no aliases, no key twice.
 
     Raises:
         ConfigError: unreadable, too large, not YAML, or not a mapping.
     """
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigError(
-                f"{path}: larger than {MAX_YAML_BYTES} bytes; a configuration file is a few lines of YAML"
+                f"{path}: larger than {MAX_CONFIG_BYTES} bytes; a configuration file is a few lines of YAML"
             )
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         detail = " ".join(str(error).split())[:200]
         raise ConfigError(f"{path}: not valid YAML ({detail})") from None
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):

@@ -1,11 +1,11 @@
 """The sidecar of an artefact, as anyone reads it: ``model.onnx.json`` beside ``model.onnx``. Standard library only."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from statten_deploy.errors import InputError
+from statten_deploy.untrusted.text import read_json
 
 MANIFEST = "manifest.json"
 """In a bundle (an artefact that is a folder): the SHA-256 of every other file."""
@@ -35,10 +35,7 @@ def read_sidecar(artefact: Path) -> dict[str, Any] | None:
     path = sidecar_path(artefact)
     if not path.is_file():
         return None
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"{path}: not a readable JSON sidecar; delete it or export again") from None
+    document = read_json(path, "JSON sidecar")
     if not isinstance(document, dict) or "sha256" not in document:
         raise InputError(f"{path}: not a sidecar of this tool (no 'sha256'); delete it or export again")
     if document["sha256"] != file_facts(artefact)["sha256"]:

@@ -1,12 +1,12 @@
 """The list of a bundle's files with their SHA-256: written with it, checked before anything of it is run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from statten_deploy.errors import InputError
 from statten_deploy.export import artefact
 from statten_deploy.export.artefact import MANIFEST, bundle_files, file_facts
+from statten_deploy.untrusted.text import read_json, shown
 
 KIND = "statten-lava-bundle"
 FORMAT = 1
@@ -24,8 +24,8 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
 def is_bundle(folder: Path) -> bool:
     """Whether `folder` holds a manifest of this kind; the files may be damaged all the same."""
     try:
-        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("kind") == KIND)
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return bool(read_json(folder / MANIFEST, "manifest").get("kind") == KIND)
+    except (InputError, AttributeError):
         return False
 
 
@@ -41,7 +41,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder}: not a Lava bundle (no readable {MANIFEST} of kind {KIND}); export with --target lava"
         )
-    document: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    document: dict[str, Any] = read_json(folder / MANIFEST, "manifest")
     if document.get("format") != FORMAT:
         raise InputError(
             f"{folder / MANIFEST}: format {document.get('format')!r}, this version reads {FORMAT}; export again"
@@ -53,9 +53,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     wrong = [name for name in listed if name not in present or file_facts(folder / name) != listed[name]]
     wrong += [name for name in _loadable(folder) if name not in listed]
     if wrong:
+        wrong = [shown(name) if not name.isprintable() else name for name in wrong]
         named = ", ".join(wrong[:NAMED]) + (f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else "")
         raise InputError(f"{folder}: changed or damaged since it was exported: {named}; export again")
+    foreign = [name for name in _loadable(folder) if listed[name].get("sha256") != OWN_CODE.get(name)]
+    if foreign:
+        raise InputError(
+            f"{folder}: brings code that is not this version's: {', '.join(foreign[:NAMED])}; export again, or run "
+            "its run.py yourself if you trust it"
+        )
     return document
+
+
+def _own_code() -> dict[str, str]:
+    """SHA-256 of the code that a bundle of this version holds: what a stranger wrote is never run from here."""
+    folder = Path(__file__).with_name("bundle")
+    names = (name for name in _loadable(folder) if name != "__init__.py" and "__pycache__" not in name)
+    return {name: file_facts(folder / name)["sha256"] for name in names}
 
 
 def _loadable(folder: Path) -> list[str]:
@@ -65,3 +79,6 @@ def _loadable(folder: Path) -> list[str]:
         for path in folder.rglob("*")
         if path.is_symlink() or (path.is_file() and path.name.lower().endswith(CODE))
     )
+
+
+OWN_CODE = _own_code()

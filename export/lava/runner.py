@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from statten_deploy.errors import InputError, StattenError
 from statten_deploy.export.lava.manifest import read_manifest
+from statten_deploy.untrusted.arrays import Archive
+from statten_deploy.untrusted.limits import MAX_JSON_BYTES, check_small
 
 STOP_SECONDS = 15.0
 """What run.py may take to end everything it started."""
@@ -48,6 +50,11 @@ class LavaRunner:
         self.folder = Path(folder)
         self.limit_s, self.python = limit_s, python
         self.manifest = read_manifest(self.folder)
+        for name in ("network.json", "weights.npz"):
+            if name not in self.manifest["files"]:
+                raise InputError(f"{self.folder}: has no {name}; export again")
+        check_small(self.folder / "network.json", MAX_JSON_BYTES, "the plan of a network")
+        Archive(self.folder / "weights.npz").close()  # which measures what the simulation is about to load
         try:
             self.latency_steps = int(self.manifest["latency_steps"])
             self.input_shape = tuple(int(size) for size in self.manifest["input_shape"])

@@ -20,6 +20,7 @@ from statten_deploy.errors import InputError, StattenError
 from statten_deploy.export.netx.writer import FORMAT, MESSAGE_BITS
 from statten_deploy.fixed_point.runner import OPERATIONS, IntegerResult
 from statten_deploy.ir.integer import InputEncoder
+from statten_deploy.untrusted.hdf5 import examine
 
 CHILD = Path(__file__).with_name("child.py")
 
@@ -111,8 +112,7 @@ MOST_BYTES = 1 << 20
 
 def _read_told(path: Path) -> dict[str, Any]:
     """The group `statten` of a file, every value checked."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a .net file")
+    examine(path, ".net")
     try:
         with h5py.File(path, "r") as file:
             version = _integer(file, "statten/format", 1, np.iinfo(np.int64).max)

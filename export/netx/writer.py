@@ -22,6 +22,7 @@ from statten_deploy.fixed_point.arithmetic import CURRENT_SHIFT
 from statten_deploy.ir.graph import hints
 from statten_deploy.ir.integer import IntegerConv2d
 from statten_deploy.ir.verify import verify
+from statten_deploy.untrusted import own
 
 FORMAT = 1
 MESSAGE_BITS = 8
@@ -65,6 +66,7 @@ def write_netx(graph: nir.NIRGraph, path: str | Path) -> NetxReport:
         for index, values in enumerate(layers):
             _write(file.create_group(f"layer/{index}"), values)
         _write(file.create_group("statten"), _told(chain, graph))
+    own.remember(path)
     warnings = [
         f"biases of {layer.name!r} reach {largest_bias(layer.neurons)} times {1 << CURRENT_SHIFT}: Lava simulates "
         f"that, the chip keeps {CHIP_BIAS}"

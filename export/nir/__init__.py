@@ -2,7 +2,6 @@
 
 from statten_deploy.export.nir.compact import FORMAT
 from statten_deploy.export.nir.conventions import CONVENTIONS, as_written_by
-from statten_deploy.export.nir.guard import DEFAULT_MAX_BYTES
 from statten_deploy.export.nir.names import original_names
 from statten_deploy.export.nir.reader import read_nir
 from statten_deploy.export.nir.readout import cut_readout
@@ -10,7 +9,6 @@ from statten_deploy.export.nir.writer import WriteReport, write_nir
 
 __all__ = [
     "CONVENTIONS",
-    "DEFAULT_MAX_BYTES",
     "FORMAT",
     "WriteReport",
     "as_written_by",

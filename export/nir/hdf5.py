@@ -16,6 +16,7 @@ import nir
 import numpy as np
 
 from statten_deploy.errors import GraphError, InputError
+from statten_deploy.untrusted import own
 
 _SMALL = 2048  # bytes; a compressed dataset costs more than this in bookkeeping
 _SAMPLE = 65536  # bytes looked at to see whether compression pays
@@ -35,6 +36,7 @@ def write_file(path: Path, graph: nir.NIRGraph) -> None:
     with file:
         _write_value(file, "version", nir.version)
         _write_node(file.create_group("node"), graph)
+    own.remember(path)
 
 
 def _reason(error: OSError, path: Path) -> str:

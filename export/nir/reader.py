@@ -10,7 +10,6 @@ import numpy as np
 
 from statten_deploy.errors import GraphError, InputError, StattenError
 from statten_deploy.export.nir.compact import FORMAT, check_format, from_subgraph
-from statten_deploy.export.nir.guard import DEFAULT_MAX_BYTES, Tree, load_tree
 from statten_deploy.export.nir.integers import check_integers, raise_integers
 from statten_deploy.export.nir.names import original_names
 from statten_deploy.export.nir.readout import restore_readout
@@ -18,6 +17,7 @@ from statten_deploy.export.nir.stock import STOCK_NODES
 from statten_deploy.ir.graph import inline_subgraphs, parse_endpoint, ports
 from statten_deploy.ir.verify import verify
 from statten_deploy.passes import raise_circuits
+from statten_deploy.untrusted.hdf5 import Tree, load_tree
 
 KNOWN: dict[str, type[nir.NIRNode]] = {kind.__name__: kind for kind in (*STOCK_NODES, nir.NIRGraph)}
 """Node types by the name they have in a file."""
@@ -33,7 +33,7 @@ FILE_FIELDS: dict[type[nir.NIRNode], tuple[frozenset[str], frozenset[str]]] = {
 """(required, optional) fields in a file where they differ from the constructor's."""
 
 
-def read_nir(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES, keep_circuits: bool = False) -> nir.NIRGraph:
+def read_nir(path: str | Path, *, max_bytes: int | None = None, keep_circuits: bool = False) -> nir.NIRGraph:
     """Read a NIR file of this package or of any other tool.
 
     The file is measured before anything is allocated. Integers, the compact form, pool circuits, the readout and the
@@ -42,7 +42,7 @@ def read_nir(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES, keep_circu
 
     Args:
         path: an HDF5 file as `nir.write` or `write_nir` writes it.
-        max_bytes: refuse a file whose declared arrays are larger than this when unpacked (8 GiB).
+        max_bytes: refuse a file whose declared arrays are larger than this when unpacked (default: SECURITY.md).
         keep_circuits: leave the circuits of `lower_to_circuits` as the stock nodes they consist of.
 
     Raises:

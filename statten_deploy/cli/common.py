@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from statten_deploy.errors import StattenError
+from statten_deploy.untrusted.text import printable
 from statten_deploy.version import __version__
 
 
@@ -86,10 +87,14 @@ def emit_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, sort_keys=False, allow_nan=False))
 
 
+def warn(message: str) -> None:
+    """Print one warning, one line, on stderr."""
+    typer.echo(f"warning: {printable(message)}", err=True)
+
+
 def fail(name: str, message: str, status: int) -> int:
     """Print one line on stderr and return the exit status."""
-    line = " ".join(str(message).split())
-    typer.echo(f"{name}: error: {line}", err=True)
+    typer.echo(f"{name}: error: {printable(str(message))}", err=True)
     return status
 
 

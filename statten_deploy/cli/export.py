@@ -20,6 +20,7 @@ from statten_deploy.cli.common import (
     main_for,
     make_app,
     stem,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def _show(result: "ExportResult") -> None:
             f"largest output difference {agreement.max_abs_diff:.3g}"
         )
     for warning in result.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        warn(warning)
 
 
 app = make_app(export)

@@ -17,6 +17,7 @@ from statten_deploy.cli.common import (
     emit_json,
     main_for,
     make_app,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def run(
     else:
         _show(result)
     for warning in result.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        warn(warning)
 
 
 def _show(result: "Evaluation") -> None:

@@ -20,7 +20,7 @@ from statten_deploy.export.onnx.integer import Probes, with_probes
 from statten_deploy.ir import hints, input_names, is_cyclic, predecessors
 from statten_deploy.models.neurons import LIF
 from statten_deploy.models.statten import STAtten
-from statten_deploy.runtime import Interface, OnnxRuntimeEngine
+from statten_deploy.runtime import Interface, OnnxRuntimeEngine, check_structure
 from statten_deploy.runtime.engines import Options
 from statten_deploy.simulate import Simulator
 from statten_deploy.simulate.device import full_float32
@@ -150,8 +150,9 @@ def _converted(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             }
 
     def leave(module: nn.Module, _inputs: Any = None, _output: Any = None) -> None:
-        for tensors, before in zip((module._parameters, module._buffers), kept.pop(module), strict=True):
-            tensors |= before
+        own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors, before in zip(own, kept.pop(module), strict=True):
+            tensors.update(before)
 
     hooks = [module.register_forward_pre_hook(enter) for module in model.modules()]
     hooks += [module.register_forward_hook(leave) for module in model.modules()]
@@ -233,8 +234,9 @@ class OnnxFile:
         Raises:
             InputError: not a model that onnxruntime can load, or not one float32 input with a free batch axis.
         """
+        check_structure(path)
         try:
-            model = prepare(onnx.load(str(path))).SerializeToString() if prepare else path
+            model = prepare(onnx.load(str(path), load_external_data=False)).SerializeToString() if prepare else path
         except Exception as error:  # protobuf has no common exception type
             detail = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: not an ONNX file that onnxruntime can load ({detail})") from None

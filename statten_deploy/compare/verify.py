@@ -129,8 +129,9 @@ def verify_against(
         step = batch_size(expected, len(batch))
         del expected, found  # before the next batch needs memory for its own
     del candidate
-    for part in strayed if yardstick is not None else ():
-        measure_yardstick(agreement, reference.run(samples[part]), yardstick.run(samples[part]))
+    if yardstick is not None:
+        for part in strayed:
+            measure_yardstick(agreement, reference.run(samples[part]), yardstick.run(samples[part]))
     judge(agreement)
     note_silence(agreement)
     return agreement

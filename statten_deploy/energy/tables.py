@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from statten_deploy.errors import ConfigError
+from statten_deploy.untrusted.limits import MAX_CONFIG_BYTES
+from statten_deploy.untrusted.text import shown
 
 T = TypeVar("T")
-
-MAX_BYTES = 64 * 1024
-"""A data file is a page of text; anything larger is not one."""
 
 
 class Table:
@@ -101,20 +100,20 @@ def load(folder: str, name: str | Path, what: str, parse: Callable[[Table], T]) 
         raise ConfigError(f"{what} {str(name)!r}: unknown; give one of {', '.join(names)}, or a .toml file of your own")
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{what} {path}: cannot be read ({error.strerror}); expected a TOML file") from None
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"{what} {path}: larger than {MAX_BYTES} bytes; expected a small TOML file")
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{what} {path}: larger than {MAX_CONFIG_BYTES} bytes; expected a small TOML file")
     return parse(_table(str(path), content))
 
 
 def _table(where: str, content: bytes) -> Table:
     try:
         return Table(where, tomllib.loads(content.decode("utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own is a ValueError; numbers and text raise others
         raise ConfigError(f"{where}: not a TOML file ({' '.join(str(error).split())[:200]})") from None
 
 
 def _shown(value: object) -> str:
-    return "missing" if value is None else repr(value)[:60]
+    return "missing" if value is None else shown(value)

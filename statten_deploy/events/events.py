@@ -51,6 +51,8 @@ class Events:
             raise InputError(f"{source}: columns have shapes {told}; expected one value per event in each")
         for name, column in columns.items():
             _check_numbers(source, name, column)
+        if size is not None and not all(1 <= side <= MAX_SIDE for side in size):
+            raise InputError(f"{source}: a sensor of {size[1]}x{size[0]} pixels; expected sides from 1 to {MAX_SIDE}")
         for name, side in (("x", "width"), ("y", "height")):
             limit = MAX_SIDE if size is None else size[1 if name == "x" else 0]
             _check_range(source, name, columns[name], limit, f"{side} {limit}")

@@ -5,6 +5,7 @@ from statten_deploy.runtime.interface import Interface, State
 from statten_deploy.runtime.metadata import FileFacts, read_facts
 from statten_deploy.runtime.session import Session, load
 from statten_deploy.runtime.stream import Result, Stream
+from statten_deploy.runtime.structure import check_structure
 
 __all__ = [
     "ENGINES",
@@ -17,6 +18,7 @@ __all__ = [
     "Session",
     "State",
     "Stream",
+    "check_structure",
     "load",
     "read_facts",
 ]

@@ -104,12 +104,18 @@ class OnnxRuntimeEngine:
             settings.enable_cpu_mem_arena = settings.enable_mem_pattern = options.arena
         source = model if isinstance(model, bytes) else str(model)
         try:
-            self.session = ort.InferenceSession(source, settings, providers=[provider])
+            # without the fallback, which would try again on the CPU and print that on stdout
+            self.session = ort.InferenceSession(source, settings, providers=[provider], enable_fallback=0)
         except Exception as error:  # onnxruntime has no common exception type
             name = where if where is not None else source
             raise InputError(f"{name}: not an ONNX file that onnxruntime can load ({_brief(error)})") from None
-        self.inputs = tuple(map(_port, self.session.get_inputs()))
-        self.outputs = tuple(map(_port, self.session.get_outputs()))
+        try:
+            self.inputs = tuple(map(_port, self.session.get_inputs()))
+            self.outputs = tuple(map(_port, self.session.get_outputs()))
+        except TypeError:
+            raise InputError(
+                f"{source if where is None else where}: an input or output is no tensor of numbers; export it again"
+            ) from None
         self._names = [port.name for port in self.outputs]
 
     def run(self, feeds: Mapping[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
@@ -188,7 +194,7 @@ def _read_for_openvino(core: Any, path: Path) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "model.onnx"
         settings.optimized_model_filepath = str(plain)
-        ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"], enable_fallback=0)
         return core.read_model(plain)
 
 

@@ -16,6 +16,8 @@ Layout = Literal["sequence", "stream"]
 
 COUNTS = "spike_counts/"
 """How outputs that count a layer's spikes begin."""
+MOST_STEPS = 65536
+"""Steps of a sample; so many as a graph may have."""
 STATE_TYPES = ("float32", "float64", "int64", "int32", "uint8")
 """What a state may be made of."""
 
@@ -67,7 +69,7 @@ class Interface:
             states = tuple(_state(entry) for entry in json.loads(metadata.get("states", "[]")))
             stepped = frozenset(str(name) for name in json.loads(metadata.get("step_outputs", "[]")))
             low, high = json.loads(metadata.get("input_range", "[null, null]"))
-            if per_call < 1 or steps % per_call:
+            if not 1 <= per_call <= steps <= MOST_STEPS or steps % per_call:
                 raise ValueError
             return cls(
                 cast(Layout, layout),

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from statten_deploy.runtime.engines import ENGINES, Engine, Options, Port, choos
 from statten_deploy.runtime.interface import Array, Interface
 from statten_deploy.runtime.metadata import read_facts
 from statten_deploy.runtime.stream import Result, Stream, make_result
+from statten_deploy.runtime.structure import check_structure
 from statten_deploy.sidecar import file_facts, read_sidecar
+from statten_deploy.untrusted.limits import check_bytes
 
 
 def load(
@@ -46,6 +49,7 @@ def load(
     interface = Interface.of(facts.metadata, path)
     sidecar = read_sidecar(path)
     sha256 = str(sidecar["sha256"] if sidecar else file_facts(path)["sha256"])
+    check_structure(path)
     chosen = choose_engine(interface.flavour, engine)
     ready = ENGINES[chosen](path, Options(threads, provider, arena))
     return Session(path, interface, facts.metadata, sha256, chosen, ready, check_values=check_values)
@@ -72,6 +76,8 @@ class Session:
         self.engine, self.check_values = engine, check_values
         self._ready = ready
         self.input = _data_input(path, interface, ready)
+        held = sum(prod(state.shape) * state.dtype.itemsize for state in interface.states)
+        check_bytes(path, held, "its state")
         self._own: Stream | None = None
         self._lock = threading.Lock()
 

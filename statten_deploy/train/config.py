@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from statten_deploy.errors import ConfigError
 from statten_deploy.models.config import ModelConfig, read_yaml
+from statten_deploy.untrusted.plain_yaml import parse_yaml
 
 SECTIONS = ("model", "train")
 TET_KEYS = {"tet_means", "tet_lambda"}
@@ -144,8 +145,8 @@ def parse_override(text: str) -> tuple[str, str, Any]:
 
 def _yaml_value(text: str, raw: str) -> Any:
     try:
-        return yaml.safe_load(raw)
-    except (yaml.YAMLError, RecursionError):
+        return parse_yaml(raw)
+    except yaml.YAMLError:
         raise ConfigError(f"--set {text}: {raw!r} is not a YAML value") from None
 
 

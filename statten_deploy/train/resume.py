@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from statten_deploy.errors import CheckpointError, ConfigError
 from statten_deploy.models.checkpoint import QUANTISATION_KEY, Quantisation
 from statten_deploy.train.config import Recipe
+from statten_deploy.untrusted.text import shown
+from statten_deploy.untrusted.torch_file import read_torch_file
 
 LAST = "last.ckpt"
 """Everything needed to continue: weights, optimizer, schedule, place. Written after epochs, or every so many steps."""
@@ -65,7 +65,7 @@ def check_resume(path: Path, recipe: Recipe, quantisation: Quantisation | None =
     told = _flat(recipe.model.model_dump(mode="json"), recipe.train.model_dump(mode="json"))
     stored = _flat(raw["statten_config"], raw["statten_train"])
     differences = [
-        f"{key}: the recipe says {told.get(key)!r}, the checkpoint {stored.get(key)!r}"
+        f"{key}: the recipe says {shown(told.get(key))}, the checkpoint {shown(stored.get(key))}"
         for key in sorted(told.keys() | stored.keys())
         if told.get(key) != stored.get(key) and key not in MAY_CHANGE
     ]
@@ -89,21 +89,20 @@ def _start(raw: Mapping[str, Any]) -> Start:
 
 def _form(quantisation: Any) -> str:
     bits = quantisation.get("bits") if isinstance(quantisation, Mapping) else None
-    return "real weights" if bits is None else f"--qat-bits {bits}"
+    return "real weights" if bits is None else f"--qat-bits {shown(bits)}"
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; --resume takes the {LAST} of an earlier run")
-    try:
-        raw = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly anything on a damaged file
-        detail = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({detail})") from None
-    if not isinstance(raw, dict) or not {"statten_config", "statten_train", "state_dict"} <= raw.keys():
+    raw = read_torch_file(path)
+    sections = [raw.get(key) for key in ("statten_config", "statten_train", "state_dict")]
+    if not all(isinstance(section, Mapping) for section in sections):
         raise CheckpointError(f"{path}: not written by statten-train; --resume takes the {LAST} of an earlier run")
     if "optimizer_states" not in raw:
         raise CheckpointError(f"{path}: holds weights only; --resume takes the {LAST} beside it")
+    if type(raw.get("epoch")) is not int:
+        raise CheckpointError(f"{path}: does not say how many epochs it has finished; --resume takes an intact {LAST}")
     return raw
 
 

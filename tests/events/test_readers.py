@@ -367,10 +367,11 @@ def test_damaged_aedat4_ends_a_child_at_most(tmp_path: Path) -> None:
         refused(write(tmp_path / "a.aedat4", bytes(broken)))
 
 
-def test_decoder_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    child = write(tmp_path / "child.py", b"import os, signal; os.kill(os.getpid(), signal.SIGABRT)")
-    monkeypatch.setattr(aedat_files, "CHILD", child)
-    with pytest.raises(InputError, match="the decoder was ended by signal 6"):
+def test_decoder_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "statten_deploy.untrusted.child.START", "import os, signal; os.kill(os.getpid(), signal.SIGABRT)"
+    )
+    with pytest.raises(InputError, match="the reader was ended by signal 6"):
         read_events(AEDAT4)
 
 

@@ -53,7 +53,10 @@ def test_nothing_but_numpy_and_onnxruntime_is_imported(imported: tuple[set[str],
 def test_of_this_package_only_light_modules_are_imported(imported: tuple[set[str], set[str]]) -> None:
     ours = {name for name in imported[1] if name.partition(".")[0] == "statten_deploy"}
     rooms = {name.split(".")[1] for name in ours if "." in name}
-    assert rooms == {"runtime", "errors", "sidecar", "version"}
+    assert rooms == {"runtime", "errors", "sidecar", "untrusted", "version"}
+    assert {name for name in ours if ".untrusted." in name} == {
+        f"statten_deploy.untrusted.{n}" for n in ("limits", "text")
+    }
     assert {f"statten_deploy.runtime.{name}" for name in ("session", "stream", "engines")} <= ours
 
 
@@ -63,6 +66,6 @@ def test_the_folder_names_no_other_room() -> None:
     lines = [line.strip() for path in folder.glob("*.py") for line in path.read_text().splitlines()]
     imports = {line.split()[1] for line in lines if line.startswith(("import ", "from "))}
     own = {name for name in imports if name.startswith("statten_deploy")}
-    assert {name.split(".")[1] for name in own} <= {"runtime", "errors", "sidecar", "version"}
+    assert {name.split(".")[1] for name in own} <= {"runtime", "errors", "sidecar", "untrusted", "version"}
     rest = {name.partition(".")[0] for name in imports - own} - set(sys.stdlib_module_names)
     assert rest == {"numpy", "onnxruntime", "openvino"}

@@ -239,7 +239,7 @@ def test_npz_never_unpickles(tmp_path: Path) -> None:
 
 def test_npz_object_labels_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "d.npz", x=np.zeros((2, 3, 8, 10)), y=np.array([Bomb()] * 2, dtype=object))
-    with pytest.raises(InputError, match="array 'y' cannot be read"):
+    with pytest.raises(InputError, match="array 'y' holds Python objects, which are not read"):
         load_arrays(path, "evaluation", RGB)
 
 

@@ -1,9 +1,5 @@
 """Files of iniVation and jAER cameras: AEDAT 2.0, 3.1 and 4."""
 
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,15 +9,14 @@ import numpy as np
 
 from statten_deploy.errors import InputError, UnsupportedError
 from statten_deploy.events.events import Events, concatenate, empty
-from statten_deploy.events.readers.limits import check_count, check_whole, damaged, missing, unwrap
+from statten_deploy.events.readers import aedat4_child
+from statten_deploy.events.readers.limits import check_count, check_whole, damaged, events_of_child, missing, unwrap
 
 MAGIC = b"#!AER-DAT"
 HEADER_BYTES = 1 << 20
 DVS128 = (128, 128)
 PACKET = np.dtype("<u2, <u2, <u4, <u4, <u4, <u4, <u4, <u4")
 POLARITY_PACKET = 1
-CHILD = Path(__file__).with_name("aedat4_child.py")
-CHILD_SECONDS = 600
 
 
 def read_aedat(path: Path, max_events: int) -> Events:
@@ -117,26 +112,4 @@ def _read_4(path: Path, max_events: int) -> Events:
     """The first stream of events; decoded by `aedat` in a process of its own, see `aedat4_child`."""
     if find_spec("aedat") is None:
         missing(path, "aedat")
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "events.npy"
-        command = [sys.executable, "-P", str(CHILD), str(path.resolve()), str(out), str(max_events)]
-        try:
-            done = subprocess.run(  # noqa: S603 - our own script under the same Python
-                command,
-                capture_output=True,
-                timeout=CHILD_SECONDS,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # address space is limited there
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            damaged(path, "AEDAT 4", f"not decoded within {CHILD_SECONDS} s")
-        told = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"decoder ended with {done.returncode}"]
-        if done.returncode < 0:
-            damaged(path, "AEDAT 4", f"the decoder was ended by signal {-done.returncode}")
-        if done.returncode:
-            if told[-1].startswith("TOO MANY"):
-                check_count(path, int(told[-1].split()[-1]), max_events)
-            damaged(path, "AEDAT 4", told[-1])
-        array = np.load(out, allow_pickle=False)
-    width, height = (int(word) for word in done.stdout.split())
-    return Events.of(array["t"], array["x"], array["y"], array["p"], (height, width), str(path))
+    return events_of_child(aedat4_child.__name__, path, max_events, "AEDAT 4")

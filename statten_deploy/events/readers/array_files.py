@@ -1,16 +1,17 @@
 """Events in numpy files: a structured array, columns, or one array per column. Nothing is ever unpickled."""
 
-import zipfile
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from statten_deploy.errors import InputError
 from statten_deploy.events.events import Events
 from statten_deploy.events.readers.limits import check_count, damaged, one_line
+from statten_deploy.untrusted import arrays
+from statten_deploy.untrusted.arrays import Archive
 
 NAMES = {"t": ("t", "ts", "timestamp"), "x": ("x",), "y": ("y",), "p": ("p", "pol", "polarity")}
 """What the columns may be called."""
@@ -27,10 +28,10 @@ def read_npy(path: Path, max_events: int) -> Events:
         InputError: something else, damaged, or too many events.
     """
     with one_line(path, ".npy"), path.open("rb") as stream:
-        shape, dtype = declared(stream)
+        shape, dtype = arrays.declared(stream)
         _check_array(path, shape, dtype, max_events)
         stream.seek(0)
-        array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)  # type: ignore[no-untyped-call]
+        array = arrays.read_npy(stream)
     if dtype.names:
         return Events.of(**_by_name(path, {name: array[name] for name in dtype.names}), source=str(path))
     t, x, y, p = array.T
@@ -43,18 +44,25 @@ def read_npz(path: Path, max_events: int) -> Events:
     Raises:
         InputError: something else, damaged, or too many events.
     """
-    with one_line(path, ".npz"), np.load(path, allow_pickle=False) as file:
-        kinds = declared_members(path)
-        for name in _by_name(path, {name: name for name in kinds}).values():
-            shape, dtype = kinds[name]
+    with one_line(path, ".npz"), Archive(path) as file:
+        names = _by_name(path, {name: name for name in file.kinds})
+        for name in names.values():
+            shape, dtype = file.kinds[name]
             if len(shape) != 1 or dtype.hasobject:
                 raise InputError(f"{path}: {name!r} has shape {list(shape)} and type {dtype}, expected numbers [N]")
             check_count(path, shape[0], max_events)
-        columns = {key: file[name] for key, name in _by_name(path, {name: name for name in kinds}).items()}
+        columns = {key: file.read(name) for key, name in names.items()}
         size = None
-        if {"width", "height"} <= kinds.keys():
-            size = (int(file["height"]), int(file["width"]))
+        if {"width", "height"} <= file.kinds.keys():
+            size = (_side(file, "height"), _side(file, "width"))
     return Events.of(**columns, size=size, source=str(path))
+
+
+def _side(file: Archive, name: str) -> int:
+    shape, dtype = file.kinds[name]
+    if prod(shape) != 1 or dtype.kind not in "iu":
+        raise InputError(f"{file.path}: {name!r} has shape {list(shape)} and type {dtype}, expected one whole number")
+    return int(file.read(name).item())
 
 
 def is_event_npz(path: Path) -> bool:
@@ -63,27 +71,9 @@ def is_event_npz(path: Path) -> bool:
     Raises:
         InputError: it cannot be read.
     """
-    with one_line(path, ".npz"):
-        names = declared_members(path).keys()
-    return all(any(name in names for name in choices) for choices in NAMES.values())
-
-
-def declared_members(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape and type of every array in an ``.npz`` file, from the headers, before anything is allocated."""
-    found = {}
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            with archive.open(name) as stream:
-                found[name.removesuffix(".npy")] = declared(stream)
-    return found
-
-
-def declared(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type that a ``.npy`` header declares."""
-    version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)  # type: ignore[no-untyped-call]
-    return shape, dtype
+    with Archive(path) as file:
+        names = file.kinds.keys()
+        return all(any(name in names for name in choices) for choices in NAMES.values())
 
 
 def _check_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], max_events: int) -> None:

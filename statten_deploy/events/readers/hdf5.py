@@ -8,7 +8,16 @@ import numpy as np
 
 from statten_deploy.errors import InputError, UnsupportedError
 from statten_deploy.events.events import Events
-from statten_deploy.events.readers.limits import INSTALL, check_count, one_line
+from statten_deploy.events.readers.limits import (
+    EVENT_BYTES,
+    INSTALL,
+    check_count,
+    events_of_child,
+    one_line,
+    write_events,
+)
+from statten_deploy.untrusted.child import limit_memory
+from statten_deploy.untrusted.limits import check_bytes
 
 COLUMNS = ("t", "x", "y", "p")
 GROUP = "events"
@@ -22,9 +31,22 @@ def read_hdf5(path: Path, max_events: int) -> Events:
 
     Files compressed with Blosc, Zstandard and the like need `hdf5plugin`.
 
+    Read in a process of its own: damage can make HDF5 and the decoders of its compressions hang, crash or swell.
+
     Raises:
         InputError: another layout, damaged, or too many events; UnsupportedError: a compression that cannot be read.
     """
+    return events_of_child(__name__, path, max_events, "HDF5")
+
+
+def main(path: str, out: str, most: str) -> str:
+    """In the child."""
+    limit_memory(EVENT_BYTES * int(most))
+    return write_events(read_here(Path(path), int(most)), out)
+
+
+def read_here(path: Path, max_events: int) -> Events:
+    """`read_hdf5` in this process."""
     import h5py
 
     with suppress(ImportError):
@@ -34,20 +56,26 @@ def read_hdf5(path: Path, max_events: int) -> Events:
         layout = where if isinstance(where, h5py.Dataset) and where.dtype.names else file.get(GROUP)
         columns = _columns(path, layout)
         for name, dataset in columns.items():
-            if len(dataset.shape) != 1 or dataset.dtype.hasobject:
-                raise InputError(f"{path}: column {name} has shape {list(dataset.shape)}, expected [N]")
+            if dataset.shape is None or len(dataset.shape) != 1 or dataset.dtype.hasobject:
+                raise InputError(f"{path}: column {name} has shape {dataset.shape}, expected numbers [N]")
+            if dataset.is_virtual or dataset.external:
+                raise InputError(f"{path}: column {name} takes its data from another file; expected one file")
             check_count(path, dataset.shape[0], max_events)
+            check_bytes(path, (dataset.shape[0] + (dataset.chunks or (0,))[0]) * dataset.dtype.itemsize, name)
             _check_filters(path, dataset)
         values = {name: columns[name][name] if layout is columns[name] else columns[name][()] for name in COLUMNS}
         if OFFSET in file:
-            values["t"] = values["t"].astype(np.int64) + int(file[OFFSET][()])
+            offset = file[OFFSET]
+            if not isinstance(offset, h5py.Dataset) or offset.size != 1 or offset.dtype.kind not in "iu":
+                raise InputError(f"{path}: {OFFSET} is not one whole number of microseconds")
+            values["t"] = values["t"].astype(np.int64) + int(offset[()])
         return Events.of(**values, size=_geometry(file.attrs.get("geometry")), source=str(path))
 
 
 def _columns(path: Path, layout: Any) -> dict[str, Any]:
     import h5py
 
-    if isinstance(layout, h5py.Dataset) and set(COLUMNS) <= set(layout.dtype.names or ()):
+    if isinstance(layout, h5py.Dataset) and layout.dtype.kind == "V" and set(COLUMNS) <= set(layout.dtype.names or ()):
         return dict.fromkeys(COLUMNS, layout)
     if isinstance(layout, h5py.Group) and all(isinstance(layout.get(name), h5py.Dataset) for name in COLUMNS):
         return {name: layout[name] for name in COLUMNS}

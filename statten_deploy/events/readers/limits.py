@@ -1,5 +1,6 @@
 """What every reader refuses, and in which words."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from statten_deploy.errors import InputError, StattenError, UnsupportedError
+from statten_deploy.events.events import Events
+from statten_deploy.untrusted.child import read_in_child
 
 MAX_EVENTS = 1 << 25
 """33.5 million events, 436 MB: more than a minute of any sensor in use, and what a small machine can hold."""
+EVENT_BYTES = 128
+"""Most that a reader may take per event while it reads, copies included."""
 INSTALL = "pip install 'statten-deploy[events]'"
 
 
@@ -64,6 +69,26 @@ def one_line(path: Path, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         damaged(path, kind, error)
+
+
+def events_of_child(module: str, path: Path, max_events: int, kind: str) -> Events:
+    """What ``module.main(path, out, max_events)`` finds in a process of its own (see `write_events`).
+
+    For libraries that damage makes hang, crash or swell.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "events.npz"
+        told = read_in_child(module, path, [str(out), str(max_events)], kind)
+        with np.load(out, allow_pickle=False) as file:
+            t, x, y, p = (file[name] for name in "txyp")
+    height, width = (int(word) for word in told.split()) if told else (0, 0)
+    return Events(t, x, y, p, (height, width) if told else None)
+
+
+def write_events(events: Events, out: str) -> str:
+    """In the child: hand over the events as an ``.npz``, and the sensor's size as text."""
+    np.savez(out, t=events.t, x=events.x, y=events.y, p=events.p)
+    return f"{events.size[0]} {events.size[1]}" if events.size else ""
 
 
 def unwrap(t: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:

@@ -10,12 +10,11 @@ import numpy as np
 from statten_deploy.errors import InputError
 from statten_deploy.events import READERS, frames_by_number, read_events
 from statten_deploy.events.readers.array_files import is_event_npz
-from statten_deploy.train.data.folder import classes_of, divided
+from statten_deploy.train.data.folder import ENDINGS, classes_of, divided
 from statten_deploy.train.data.spec import Float32Array, InputSpec, Int64Array, Samples, Source
 
 Size = tuple[int, int]
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
-"""What torchvision takes for images."""
+IMAGES = frozenset(ENDINGS)
 
 
 class EventFiles(Samples):

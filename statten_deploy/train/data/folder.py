@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TEST_FOLDERS = ("test", "val", "validation")
 IMAGENET_CROP = 0.95
 """Share of an ImageNet picture's shorter side that is shown, as the released networks are evaluated."""
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""What torchvision takes for images."""
 
 
 class FolderSamples(ImageSamples):
@@ -123,14 +125,21 @@ def classes_of(root: Path, spec: InputSpec, what: str) -> list[str]:
 
 
 def _scan(root: Path, spec: InputSpec, crop: float | None) -> FolderSamples:
-    from torchvision.datasets import ImageFolder
+    found = [_images(root, name) for name in classes_of(root, spec, "images")]
+    if not found or not all(found):
+        empty = "" if not found else f" ({_classes(root)[[bool(part) for part in found].index(False)]} has none)"
+        raise InputError(f"{root}: expected one sub-folder of images per class{empty}; known are {' '.join(ENDINGS)}")
+    labels = np.repeat(np.arange(len(found), dtype=np.int64), [len(part) for part in found])
+    names = np.array([name for part in found for name in part], dtype=np.bytes_)
+    return FolderSamples(root, names, labels, spec, crop)
 
-    classes_of(root, spec, "images")
-    try:
-        folder = ImageFolder(root)
-    except (FileNotFoundError, OSError) as error:
-        raise InputError(
-            f"{root}: expected one sub-folder of images per class ({' '.join(str(error).split())[:160]})"
-        ) from None
-    names = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in folder.samples], dtype=np.bytes_)
-    return FolderSamples(root, names, np.array(folder.targets, dtype=np.int64), spec, crop)
+
+def _images(root: Path, name: str) -> list[bytes]:
+    """Image files below a class's folder, sorted; links to folders are not followed, so a cycle cannot arise."""
+    walk = sorted(os.walk(root / name))
+    return [
+        os.fsencode(os.path.relpath(os.path.join(folder, file), root))
+        for folder, _, files in walk
+        for file in sorted(files)
+        if file.lower().endswith(ENDINGS)
+    ]

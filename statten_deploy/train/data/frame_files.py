@@ -1,5 +1,6 @@
 """Frames of recordings, made once and kept on disk."""
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ import numpy.typing as npt
 
 from statten_deploy.errors import InputError
 from statten_deploy.events import Events, frames_by_number, read_events
-from statten_deploy.events.readers.array_files import declared_members
 from statten_deploy.events.readers.limits import one_line
 from statten_deploy.train.data.spec import Float32Array, InputSpec, Int64Array, Samples
+from statten_deploy.untrusted.arrays import Archive, declared, read_npy
+from statten_deploy.untrusted.limits import check_bytes
 
 Resize = Literal["mean", "nearest", "sum"]
 """From the sensor's pixels to the network's: bilinear, which at half the size is the mean of four (CIFAR10-DVS as
@@ -102,12 +104,15 @@ def read_recording(path: Path, sensor: tuple[int, int]) -> Events:
         InputError: damaged, or events that this sensor does not have.
     """
     if path.suffix == ".npy":  # tonic's DVS128 Gesture: columns x, y, p, t
-        with one_line(path, ".npy"):
-            array = np.load(path, allow_pickle=False)
-        if array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iuf":
-            raise InputError(
-                f"{path}: holds {list(array.shape)} of {array.dtype}; expected numbers [N, 4] with columns x, y, p, t"
-            )
+        with one_line(path, ".npy"), path.open("rb") as stream:
+            shape, dtype = declared(stream)
+            if len(shape) != 2 or shape[1] != 4 or dtype.kind not in "iuf":
+                raise InputError(
+                    f"{path}: holds {list(shape)} of {dtype}; expected numbers [N, 4] with columns x, y, p, t"
+                )
+            check_bytes(path, math.prod(shape) * dtype.itemsize)
+            stream.seek(0)
+            array = read_npy(stream)
         x, y, p, t = array.T
         return Events.of(t.astype(np.int64) * MS, x, y, p, sensor, str(path))
     events = read_events(path)
@@ -122,14 +127,12 @@ def read_frames(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     Raises:
         InputError: damaged, or other frames than `shape`.
     """
-    with one_line(path, ".npz"):
-        declared = declared_members(path).get("frames")
-        if declared is None or declared[0] != shape or declared[1].kind not in "uif":
-            found = "no array 'frames'" if declared is None else f"frames {list(declared[0])} of {declared[1]}"
+    with Archive(path) as file:
+        kind = file.kinds.get("frames")
+        if kind is None or kind[0] != shape or kind[1].kind not in "uif":
+            found = "no array 'frames'" if kind is None else f"frames {list(kind[0])} of {kind[1]}"
             raise InputError(f"{path}: has {found}; expected numbers {list(shape)}")
-        with np.load(path, allow_pickle=False) as file:
-            frames: npt.NDArray[Any] = file["frames"]
-    return frames
+        return file.read("frames")
 
 
 def keep_frames(path: Path, frames: Float32Array) -> None:

@@ -1,6 +1,7 @@
 """Pictures: read from a file, and fitted to what a network takes."""
 
 import math
+import warnings
 from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +10,15 @@ import numpy as np
 
 from statten_deploy.errors import InputError
 from statten_deploy.train.data.spec import Float32Array, InputSpec, Samples
+from statten_deploy.untrusted.limits import MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MODES = {1: "L", 3: "RGB"}
 """Pillow's colour mode for a number of channels."""
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+"""Image files that are read; Pillow knows more, some of which start other programs."""
 
 
 class ImageSamples(Samples):
@@ -46,8 +50,12 @@ def read_picture(path: Path, channels: int) -> "Image":
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            return image.convert(MODES[channels])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's about large and odd files; what is too large is said below
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
+                return image.convert(MODES[channels])
     except Exception as error:  # Pillow raises a different type for every format and kind of damage
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: cannot be decoded as an image ({detail}); repair or remove it") from None

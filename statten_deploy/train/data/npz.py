@@ -1,6 +1,6 @@
 """An ``.npz`` file with `x` [N, ...] and, optionally, `y` [N]."""
 
-import zipfile
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from statten_deploy.errors import InputError
-from statten_deploy.events.readers.array_files import declared_members
 from statten_deploy.train.data.spec import ArraySamples, Float32Array, InputSpec, Int64Array, Source
+from statten_deploy.untrusted.arrays import Archive
+from statten_deploy.untrusted.limits import check_bytes
+
+BYTES_BESIDE = 5
+"""Per value, beside the file's own: float32, and one byte to tell whether it is finite."""
 
 
 def open_npz(path: Path, spec: InputSpec) -> Source:
@@ -20,37 +24,21 @@ def open_npz(path: Path, spec: InputSpec) -> Source:
     Raises:
         InputError: unreadable, no `x`, wrong shape or type, NaN, or labels that do not fit.
     """
-    names = _member_shapes(path)
-    if "x" not in names:
-        raise InputError(f"{path}: no array 'x' (found {', '.join(names) or 'nothing'}); expected x and, optionally, y")
-    wanted = f"[N, {', '.join(map(str, spec.shape))}]"
-    found = names["x"]
-    if len(found) < 1 or found[1:] != spec.shape or found[0] == 0:
-        raise InputError(
-            f"{path}: 'x' has shape {list(found)}, the network takes {wanted} with N > 0; reshape or resize the samples"
-        )
-    with np.load(path, allow_pickle=False) as file:
-        x = _samples(path, _member(path, file, "x"), spec)
-        labels = _labels(path, _member(path, file, "y"), len(x), spec) if "y" in names else None
+    with Archive(path) as file:
+        if "x" not in file.kinds:
+            names = ", ".join(file.kinds) or "nothing"
+            raise InputError(f"{path}: no array 'x' (found {names}); expected x and, optionally, y")
+        wanted = f"[N, {', '.join(map(str, spec.shape))}]"
+        found, dtype = file.kinds["x"]
+        if len(found) < 1 or found[1:] != spec.shape or found[0] == 0:
+            raise InputError(
+                f"{path}: 'x' has shape {list(found)}, the network takes {wanted} with N > 0; reshape or resize the "
+                "samples"
+            )
+        check_bytes(path, prod(found) * (dtype.itemsize + BYTES_BESIDE), "'x'")
+        x = _samples(path, file.read("x"), spec)
+        labels = _labels(path, file.read("y"), len(x), spec) if "y" in file.kinds else None
     return Source(str(path), whole=ArraySamples(x, labels))
-
-
-def _member_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and declared shapes, read from the headers before anything is allocated."""
-    try:
-        return {name: shape for name, (shape, _) in declared_members(path).items()}
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        detail = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: not a readable .npz file ({detail}); write it with numpy.savez") from None
-
-
-def _member(path: Path, file: Any, name: str) -> npt.NDArray[Any]:
-    try:
-        array: npt.NDArray[Any] = file[name]
-    except Exception as error:  # zlib, zipfile and numpy each have their own
-        detail = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: array {name!r} cannot be read ({detail}); write plain numeric arrays") from None
-    return array
 
 
 def _samples(path: Path, x: npt.NDArray[Any], spec: InputSpec) -> Float32Array:

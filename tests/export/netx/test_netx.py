@@ -260,7 +260,7 @@ def test_files_that_are_none(path: Path, chain: nir.NIRGraph) -> None:
     with pytest.raises(InputError, match=r"no such file; expected a .net file"):
         NetxRunner(path)
     path.write_bytes(b"hello")
-    with pytest.raises(InputError, match=r"not a .net file of this tool"):
+    with pytest.raises(InputError, match=r"not an HDF5 file, so not a .net file"):
         NetxRunner(path)
     write_netx(chain, path)
     with h5py.File(path, "r+") as file:

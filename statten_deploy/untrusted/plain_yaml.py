@@ -1,0 +1,47 @@
+"""YAML as configurations use it: PyYAML's safe loader without what can make a page of text grow."""
+
+from typing import Any
+
+import yaml
+
+
+class _Plain(yaml.SafeLoader):
+    """No aliases (nine of them in nine levels are a billion values), no key twice, no ``<<``."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise _problem("aliases (*name) are not read; write the value out", self.peek_event())  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise _problem(f"the key {key.value[:60]!r} stands twice", key)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _problem(text: str, where: Any) -> yaml.YAMLError:
+    return yaml.MarkedYAMLError(problem=text, problem_mark=where.start_mark)
+
+
+def parse_yaml(text: str) -> Any:
+    """The document in `text`.
+
+    Raises:
+        yaml.YAMLError: whatever is wrong with it.
+    """
+    try:
+        loader = _Plain(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError:
+        raise
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except (ValueError, TypeError, OverflowError, AttributeError, LookupError) as error:  # of scalars: dates, numbers
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from None
