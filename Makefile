@@ -47,7 +47,7 @@ bench: setup
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/quantisation.py
 	$(BIN)/python benchmarks/quantisation.py --engines
-	$(BIN)/python benchmarks/integer_onnx.py
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/lava.py
 	$(BIN)/python benchmarks/runtime.py
 	$(BIN)/python benchmarks/circuits.py

@@ -5,7 +5,8 @@ An engine is made once from a file and its options and may be called from severa
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statten_deploy.errors import InputError, UnsupportedError
+from statten_deploy.runtime.batches import Batches, cores
 from statten_deploy.runtime.metadata import read_facts
 
 Array = NDArray[Any]
@@ -139,8 +141,8 @@ def _port(argument: Any) -> Port:
 class OpenVinoEngine:
     """OpenVINO, in float32: a lower precision would move membranes across thresholds. One request per running call."""
 
-    def __init__(self, model: Path, options: Options) -> None:
-        """Load a file.
+    def __init__(self, model: Path, options: Options = Options(), rows: int | None = None, streams: int = 1) -> None:
+        """Load a file for batches of `rows` samples (None: of any size, which is slower), `streams` of them at a time.
 
         Raises:
             InputError: no such device, an option of onnxruntime, or OpenVINO cannot load the file.
@@ -156,10 +158,15 @@ class OpenVinoEngine:
                 f"provider {device!r} is not a device of this OpenVINO; it has {', '.join(core.available_devices)}"
             )
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if streams > 1:
+            settings |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
         if options.threads is not None:
             settings["INFERENCE_NUM_THREADS"] = options.threads
         try:
-            self._compiled = core.compile_model(_read_for_openvino(core, model), device, settings)
+            network = read_for_openvino(core, model)
+            if rows is not None:
+                network.reshape({port: [rows, *list(port.get_partial_shape())[1:]] for port in network.inputs})
+            self._compiled = core.compile_model(network, device, settings)
         except InputError:
             raise
         except Exception as error:  # RuntimeError and others, by plugin
@@ -182,7 +189,7 @@ class OpenVinoEngine:
             self._idle.put(request)
 
 
-def _read_for_openvino(core: Any, path: Path) -> Any:
+def read_for_openvino(core: Any, path: Path) -> Any:
     """OpenVINO knows no model-local functions; onnxruntime writes them out when it loads a file, and can save that."""
     if not read_facts(path).functions:
         return core.read_model(path)
@@ -204,8 +211,28 @@ def _openvino_port(port: Any) -> Port:
     return Port(own if own in port.get_names() else port.any_name, np.dtype(port.get_element_type().to_dtype()), sizes)
 
 
+def _onnxruntime(path: Path, options: Options) -> Engine:
+    """Single samples on all threads; of batches a few samples on each, in a second session that has one."""
+    whole = OnnxRuntimeEngine(path, options)
+    workers = options.threads or cores()
+    if options.provider not in (None, "CPUExecutionProvider"):
+        return whole
+    return Batches(
+        whole, workers, lambda _: whole if workers == 1 else OnnxRuntimeEngine(path, replace(options, threads=1))
+    )
+
+
+def _openvino(path: Path, options: Options) -> Engine:
+    """Likewise, for batches of fixed sizes: OpenVINO is slow where it does not know them."""
+    single = OpenVinoEngine(path, options, rows=1)
+    workers = options.threads or cores()
+    if (options.provider or "CPU") != "CPU":
+        workers = 1
+    return Batches(single, workers, partial(OpenVinoEngine, path, options, streams=workers), fixed=True)
+
+
 ENGINES: dict[str, Callable[[Path, Options], Engine]] = {
-    "onnxruntime": OnnxRuntimeEngine,
-    "openvino": OpenVinoEngine,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
 }
 """Every engine, by the name of the package it needs."""

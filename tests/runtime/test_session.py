@@ -100,14 +100,14 @@ def test_openvino_requests_are_not_shared_between_threads(artefact) -> None:
 
 def test_threads_and_arena_reach_onnxruntime(artefact) -> None:
     for threads, arena in ((1, False), (2, True)):
-        settings = load(artefact("frames"), threads=threads, arena=arena)._ready.session.get_session_options()
+        settings = load(artefact("frames"), threads=threads, arena=arena)._ready.single.session.get_session_options()
         assert settings.intra_op_num_threads == threads
         assert settings.enable_cpu_mem_arena is arena
         assert settings.enable_mem_pattern is arena
 
 
 def test_threads_and_precision_reach_openvino(artefact) -> None:
-    compiled = load(artefact("frames"), engine="openvino", threads=1)._ready._compiled
+    compiled = load(artefact("frames"), engine="openvino", threads=1)._ready.single._compiled
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import nir
 import numpy as np
 
-from statten_deploy.export.onnx.integer.bounds import NeuronPlan, neuron_bias
+from statten_deploy.export.onnx.integer.bounds import NeuronPlan, neuron_bias, significant
 from statten_deploy.export.onnx.integer.signals import GAIN
 from statten_deploy.fixed_point.arithmetic import NO_SYNAPTIC_MEMORY, Int
 from statten_deploy.fixed_point.ranges import Interval
@@ -59,8 +59,7 @@ def place_biases(
             wanted = _wanted(node, plans.get(name), size)
             rest = [fixed[r] for r in roots if r in fixed]
             addend = np.asarray(wanted - np.sum(rest, axis=0, initial=0) if rest else wanted)
-            largest = GAIN * sum(ranges[source].magnitude for source in sources)
-            largest += sum(int(np.abs(values).max(initial=0)) for values in (*rest, addend))
+            largest = significant(GAIN * sum(ranges[source].magnitude for source in sources), GAIN, *rest, addend)
             fixed[last] = addend if largest < 1 << 24 else np.zeros(size, dtype=np.int64)
     inside = set(ordered)
     return {name: values for name, values in fixed.items() if values.any() and name in inside}

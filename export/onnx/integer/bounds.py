@@ -140,6 +140,15 @@ def _whole_decays(node: IntegerLIF | IntegerLI, bias: Int) -> int:
     return k // (DECAY_BITS - _twos(kept))
 
 
+def significant(largest: int, step: int, *offsets: Int) -> int:
+    """Bound of multiples of `step` up to `largest` with offsets added, without the factors of 2 that all of it has."""
+    common = step
+    for values in offsets:
+        largest += int(np.abs(values).max(initial=0))
+        common |= int(np.bitwise_or.reduce(np.abs(values), axis=None))
+    return largest >> _twos(common)
+
+
 def _twos(value: int) -> int:
     """The powers of two in a number."""
     return (value & -value).bit_length() - 1

@@ -249,13 +249,31 @@ def emit_token_max_pool(b: IntegerBuilder, name: str, node: TokenMaxPool, x: Int
 
 
 def emit_sum_pool(b: IntegerBuilder, name: str, node: IntegerSumPool2d, x: IntegerSignal) -> IntegerSignal:
-    """``shift(sum over the window, exponent)``."""
+    """``shift(sum over the window, exponent)``.
+
+    Sums beyond float32 that are rounded down are taken apart: ``Σ ⌊x / 2^s⌋ + ⌊Σ (x mod 2^s) / 2^s⌋``.
+    """
     window, shape = int(np.prod(node.kernel_size)), b.shapes[name]
-    dtype = b.float_type(x.range.times(window).magnitude, name)
+    largest = x.range.times(window).magnitude
+    halves = (
+        max(window * ((x.range.magnitude >> -node.exponent) + 1), window << -node.exponent) if node.exponent < 0 else 0
+    )
+    apart = largest >= 1 << 24 > halves > 0 and x.dtype == np.float32
+    dtype = b.float_type(halves if apart else largest, name)
     x = b.ungrouped(b.cast(b.plain(x, name), dtype))
     factor = b.number(2.0**node.exponent / x.gain, dtype)
 
     def summed(value: str, label: str) -> str:
+        if apart:
+            upper = b.aux("Floor", [b.aux("Mul", [value, factor], label, "share")], label, "upper")
+            back = b.aux("Mul", [upper, b.number(x.gain * 2.0**-node.exponent, dtype)], label, "upper_part")
+            lower = b.aux("Sub", [value, back], label, "lower")
+            upper, lower = (
+                _window_sums(b, f"{label}/{part}", half, node, x.shape, shape, dtype)
+                for part, half in (("upper", upper), ("lower", lower))
+            )
+            carried = b.aux("Floor", [b.aux("Mul", [lower, factor], label, "lower_share")], label, "carried")
+            return b.aux("Add", [upper, carried], label, "total")
         total = _window_sums(b, label, value, node, x.shape, shape, dtype)
         if node.exponent or x.gain != 1:
             total = b.aux("Mul", [total, factor], label, "shifted")

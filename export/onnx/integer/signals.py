@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from statten_deploy.errors import UnsupportedError
 from statten_deploy.export.onnx.builder import BATCH, Array, Layout, ModelWriter, Shape, Time
-from statten_deploy.export.onnx.integer.bounds import FloatType, NeuronPlan, exact_float
+from statten_deploy.export.onnx.integer.bounds import FloatType, NeuronPlan, exact_float, significant
 from statten_deploy.fixed_point.arithmetic import CURRENT_SHIFT, Int
 from statten_deploy.fixed_point.ranges import Interval
 
@@ -61,10 +61,10 @@ class IntegerSignal:
 
     @property
     def magnitude(self) -> int:
-        """Largest absolute integer; with an offset, of what is stored."""
+        """Largest absolute integer; with an offset, of what is stored, without the factors of 2 that all of it has."""
         if self.offset is None:
             return self.range.magnitude
-        return self.gain * self.range.magnitude + int(np.abs(self.offset).max(initial=0))
+        return significant(self.gain * self.range.magnitude, self.gain, self.offset)
 
     @property
     def is_bytes(self) -> bool:
@@ -278,6 +278,9 @@ class IntegerBuilder(ModelWriter):
             a, b = (replace(s, values=self.each(s), time="steps", joined=False) for s in (a, b))
         offset = a.offset if b.offset is None else b.offset if a.offset is None else a.offset + b.offset
         result = replace(a, range=a.range + b.range, offset=offset)
+        if result.magnitude >= 1 << 24 > result.range.magnitude:  # float32 holds it without the biases
+            a, b = self.plain(a, f"{name}/left"), self.plain(b, name)
+            result = replace(a, range=result.range)
         dtype = self.float_type(max(result.magnitude, a.magnitude, b.magnitude), f"{name}/sum")
         a, b = self.cast(a, dtype), self.cast(b, dtype)
         values = tuple(self.aux("Add", [x, y], y, "sum") for x, y in zip(a.values, b.values, strict=True))

@@ -1,0 +1,99 @@
+"""Every kind of file gives the same where nothing of onnxruntime is: in OpenVINO and in onnx.reference."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nir
+import numpy as np
+import onnx
+import pytest
+
+from statten_deploy import export_onnx_int8
+from statten_deploy.api import ExportOptions
+from statten_deploy.export.onnx import build_onnx, save_onnx
+from statten_deploy.export.onnx.integer import build_integer_onnx
+from statten_deploy.fixed_point.runner import IntegerRunner, real_outputs
+from statten_deploy.quantize import quantize
+from statten_deploy.runtime import Interface, load
+from statten_deploy.runtime.engines import OpenVinoEngine, Options
+from tests.export.onnx.integer_harness import in_onnxruntime, in_reference
+from tests.export.onnx.onnx_harness import network_input, small_network
+
+Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+NETWORKS = {
+    "image": {},
+    "frames": {"dvs": True, "attention": {"window": 2, "mode": "sliding"}},
+}
+ZOO = Path(__file__).resolve().parents[3] / "models/zoo"
+LAYOUTS = ["sequence", "stream"]
+
+
+def whole_samples(model: onnx.ModelProto, run: Run, x: np.ndarray) -> dict[str, np.ndarray]:
+    """What the calls of a sample give together; one call in the sequence layout."""
+    interface = Interface.of({entry.key: entry.value for entry in model.metadata_props}, "model")
+    name, parts, states = model.graph.input[0].name, [], interface.zero_states(len(x))
+    for part in interface.parts(x):
+        values = run({name: np.ascontiguousarray(part), **states})
+        states = interface.next_states(values)
+        parts.append(values)
+    return interface.outputs(parts)
+
+
+def elsewhere(model: onnx.ModelProto, folder: Path) -> dict[str, Run]:
+    """The other engines, each with the file as it is."""
+    save_onnx(model, folder / "net.onnx")
+    openvino = OpenVinoEngine(folder / "net.onnx", Options(threads=1))
+    return {"openvino": openvino.run, "reference": lambda feeds: in_reference(model, feeds)}
+
+
+def subject(network: str) -> tuple[nir.NIRGraph, np.ndarray]:
+    """Weights are multiples of 1/8, so that float sums are exact in any order: a spike that differs is a mistake."""
+    graph = small_network(1, depth=1, time_steps=4, **NETWORKS[network])
+    return graph, next(iter(network_input(graph, 2, 1).values()))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_float_files(network: str, layout: str, tmp_path: Path) -> None:
+    graph, x = subject(network)
+    model = build_onnx(graph, layout=layout, spike_counts=True)
+    expected = whole_samples(model, lambda feeds: in_onnxruntime()(model, feeds), x)
+    assert sum(count.sum() for name, count in expected.items() if name != "logits") > 500
+    for engine, run in elsewhere(model, tmp_path).items():
+        found = whole_samples(model, run, x)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert found[name].dtype == value.dtype
+            np.testing.assert_allclose(
+                found[name], value, rtol=1e-6 if name == "logits" else 0, atol=0, err_msg=f"{engine}: {name}"
+            )
+
+
+@pytest.mark.parametrize("flavour", ["integer", "qdq"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_integer_files(network: str, layout: str, flavour: str, tmp_path: Path) -> None:
+    """Logits and spike counts of the integer runner, bit for bit."""
+    float_graph, x = subject(network)
+    graph = quantize(float_graph)
+    expected = IntegerRunner(graph).run(x)
+    logits = real_outputs(graph, expected.outputs)["logits"]
+    assert len(np.unique(logits)) > 5
+    model = build_integer_onnx(graph, layout=layout, flavour=flavour, spike_counts=True)
+    engines = {"onnxruntime": lambda feeds: in_onnxruntime()(model, feeds), **elsewhere(model, tmp_path)}
+    for engine, run in engines.items():
+        found = whole_samples(model, run, x)
+        np.testing.assert_array_equal(found["logits"], logits, err_msg=engine)
+        assert found.keys() == {"logits", *(f"spike_counts/{name}" for name in expected.spike_counts)}
+        for name, count in expected.spike_counts.items():
+            np.testing.assert_array_equal(found[f"spike_counts/{name}"], count, err_msg=f"{engine}: {name}")
+
+
+def test_the_shipped_network_s_logits_are_equal_bit_for_bit(tmp_path: Path) -> None:
+    """Random weights do not have its numbers: a readout in float64 would be rounded elsewhere in OpenVINO."""
+    path = tmp_path / "digits.onnx"
+    export_onnx_int8(ZOO / "digits.ckpt", path, options=ExportOptions(verify=False, test_vectors=64))
+    with np.load(tmp_path / "digits.onnx.vectors.npz") as vectors:
+        x, expected = vectors["input"], vectors["output"]
+    for engine in ("onnxruntime", "openvino"):
+        np.testing.assert_array_equal(load(path, engine=engine, threads=1).predict(x).logits, expected, err_msg=engine)
