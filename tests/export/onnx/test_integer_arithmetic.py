@@ -24,6 +24,7 @@ from tests.export.onnx.integer_harness import (
     integer_graph,
     lif,
     linear,
+    takes_float64,
     with_hints,
 )
 
@@ -230,6 +231,42 @@ def test_biases_travel_with_the_currents() -> None:
         np.testing.assert_array_equal(stored["b.bias"], -bias["second"])
 
 
+@pytest.mark.parametrize("exponent", [0, 3])
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_large_residual_stream_stays_in_float32(order: str, exponent: int) -> None:
+    """With the biases that were added early it goes beyond 2^24 at `second`, whose neurons wrap and take none.
+
+    `ab`: the product b takes the biases of a out again; `ba`: b is read without any before, so a sum has to.
+    """
+    rng = np.random.default_rng(exponent)
+    shape = (4, 3, 3)
+    biases = {
+        "bias_mantissa": 2 * rng.integers(-2000, 2000, (4, 1, 1)) + 1,
+        "bias_exponent": np.full((4, 1, 1), exponent),
+    }
+    nodes = {
+        "x": nir.Input({"input": np.array([1, 3, 3])}),
+        "encoder": integer_graph((1,)).nodes["encoder"],
+        "a": conv(rng, 4, 1, largest=50),
+        "b": conv(rng, 4, 1, exponent=np.full(4, 1)),
+        "first": lif(rng, shape, 20000, **biases),
+        "second": lif(rng, shape, 90000, **biases),
+        "third": lif(rng, shape, 90000, **biases),
+        "c": conv(rng, 4, 4, 1),
+        "last": lif(rng, shape, 300),
+        "y": nir.Output({"output": None}),
+    }
+    edges = [("x", "encoder"), ("encoder", "a"), ("encoder", "b"), ("a", "first"), ("c", "last"), ("last", "y")]
+    alone = [("b", "third")] if order == "ba" else [("a", "third")]
+    edges += [*alone, ("a", "second"), ("b", "second"), *((source, "c") for source in ("first", "second", "third"))]
+    if order == "ba":
+        nodes = {name: nodes[name] for name in ("x", "encoder", "a", "b", "first", "third", "second", "c", "last", "y")}
+    graph = with_hints(nodes, edges)
+    result = agree(graph, counts(rng, graph), *EVERYWHERE)
+    assert all(0 < result.spikes[name].mean() < 1 for name in ("first", "second", "third", "last"))
+    assert not takes_float64(build_integer_onnx(graph))
+
+
 # products
 
 
@@ -321,6 +358,17 @@ def test_sum_pools(kernel: tuple[int, int], exponent: int) -> None:
     agree(currents, counts(rng, currents, high=30), *EVERYWHERE)
     spikes = integer_graph((2, 6, 7), conv(rng, 4, 2), lif(rng, (4, 6, 7), 30000), pool, lif(rng, (4, *grid), 10))
     agree(spikes, counts(rng, spikes), *EVERYWHERE)
+
+
+@pytest.mark.parametrize(("kernel", "up", "down"), [((4, 4), 2, -4), ((2, 2), 3, -2), ((4, 4), 2, -6)])
+def test_sums_beyond_float32_are_taken_apart(kernel: tuple[int, int], up: int, down: int) -> None:
+    rng = np.random.default_rng(up)
+    grid = (4, 4 // kernel[0], 4 // kernel[1])
+    pool = IntegerSumPool2d(kernel, kernel, down)
+    graph = integer_graph((2, 4, 4), conv(rng, 4, 2, exponent=np.full(4, up)), pool, lif(rng, grid, 100000))
+    assert not takes_float64(build_integer_onnx(graph))
+    result = agree(graph, counts(rng, graph), *EVERYWHERE)
+    assert 0 < result.spikes["n2"].mean() < 1
 
 
 def test_flatten_keeps_the_order_of_the_graph() -> None:
