@@ -1,16 +1,20 @@
 """Export time and peak memory per target, each in a process of its own, verification included.
 
-    python benchmarks/export.py [digits cifar10-2-512 imagenet-8-768]
+    python benchmarks/export.py [--networks digits imagenet-8-768] [--targets onnx onnx-int8] [--no-unverified]
 
-Networks without a shipped checkpoint get random weights. Prints seconds, peak resident memory and file sizes, and how
-much of the time the verification takes (the same export with and without it).
+Networks without a shipped checkpoint get random weights. Prints seconds from the start of the process to its end, the
+peak of the resident memory of the process and its children together, and file sizes; how much of it the verification
+takes (the same export without it); and for a target that refuses the network, its reason. A GiB is 2^30 bytes.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,34 +42,104 @@ def checkpoint(name: str, folder: Path) -> Path:
     return path
 
 
-def measure(arguments: list[str]) -> tuple[float, float, int]:
-    """Seconds, peak resident GiB, exit status of one child."""
-    start = time.perf_counter()
-    child = subprocess.Popen([str(COMMAND), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    return time.perf_counter() - start, usage.ru_maxrss / 2**20, child.returncode
+TARGETS = {
+    "nir": ["nir"],
+    "nir-portable": ["nir", "--nir-profile", "portable"],
+    "nir-8-bit": ["nir", "--bits", "8"],
+    "onnx": ["onnx"],
+    "onnx-stream": ["onnx", "--layout", "stream"],
+    "onnx-int8": ["onnx-int8"],
+    "onnx-int8-qdq": ["onnx-int8", "--flavour", "qdq"],
+    "onnx-int8-stream": ["onnx-int8", "--layout", "stream"],
+    "lava": ["lava"],
+    "netx": ["netx"],
+}
+"""Of ``--target``, with the options that make a file of another kind."""
+SUFFIX = {"nir": ".nir", "onnx": ".onnx", "onnx-int8": ".onnx", "lava": ".lava", "netx": ".net"}
+
+
+@dataclass
+class Usage:
+    """One child: seconds, peak resident GiB of it and its children, exit status, the last line of what it said."""
+
+    seconds: float
+    peak: float
+    status: int
+    reason: str
+
+
+def resident(parent: int) -> int:
+    """Bytes that a process and everything below it hold; pages that they share count for each."""
+    total, pids = 0, [parent]
+    for pid in pids:
+        try:
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                pids += map(int, (task / "children").read_text().split())
+        except OSError:  # it has ended
+            continue
+    return total
+
+
+def measure(arguments: list[str]) -> Usage:
+    """Run ``statten-export`` in a child and watch its memory every 20 ms."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    start, peak = time.perf_counter(), 0
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen([str(COMMAND), *arguments], stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        ended = threading.Event()
+
+        def watch() -> None:
+            nonlocal peak
+            while not ended.wait(0.02):
+                peak = max(peak, resident(child.pid))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - start
+        ended.set()
+        watcher.join()
+        child.returncode = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().splitlines()
+    peak = max(peak, usage.ru_maxrss * 1024)  # what rose and fell between two looks
+    return Usage(seconds, peak / 2**30, child.returncode, said[-1] if said else "")
+
+
+def size(path: Path) -> int:
+    return sum(part.stat().st_size for part in [path, *path.rglob("*")] if part.is_file())
+
+
+def report(network: str, title: str, model: Path, folder: Path, arguments: argparse.Namespace) -> None:
+    """One line."""
+    target, *options = TARGETS[title]
+    out = folder / f"{network}.{title}{SUFFIX[target]}"
+    command = [str(model), "--target", target, *options, "--out", str(out), *arguments.options]
+    full = measure(command)
+    if full.status:
+        print(f"{network:<16} {title:<17} {full.seconds:6.1f}  exit status {full.status}: {full.reason}", flush=True)
+        return
+    line = f"{network:<16} {title:<17} {full.seconds:6.1f} {full.peak:9.2f} {size(out) / 1e6:8.1f}"
+    if not arguments.no_unverified:
+        quick = measure([*command, "--no-verify"])
+        line += f" {quick.seconds:13.1f} {quick.peak:9.2f} {full.seconds / quick.seconds:6.2f}"
+    print(line, flush=True)
 
 
 def main() -> None:
-    names = sys.argv[1:] or ["digits", "cifar10-2-512", "imagenet-8-768"]
-    print("network          target       s  peak GiB  s unverified  peak GiB  ratio       MB")
+    parser = argparse.ArgumentParser(description="Export time and peak memory per target.")
+    parser.add_argument("--networks", nargs="+", default=["digits", "cifar10-2-512", "imagenet-8-768"])
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--no-unverified", action="store_true", help="leave out the runs with --no-verify")
+    parser.add_argument("options", nargs="*", help="behind --: further options of statten-export")
+    arguments = parser.parse_args()
+    print("network          target                 s  peak GiB       MB  s unverified  peak GiB  ratio")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for network in names:
-            model = checkpoint(network, folder)
-            for target in ("nir", "onnx"):
-                out = folder / f"{network}.{target}"
-                arguments = [str(model), "--target", target, "--out", str(out)]
-                quick, quick_peak, status = measure([*arguments, "--no-verify"])
-                full, peak, verified = measure(arguments)
-                size = out.stat().st_size / 1e6 if out.exists() else float("nan")
-                note = "" if status == verified == 0 else f"  exit status {status}, {verified}"
-                print(
-                    f"{network:<16} {target:<7} {full:6.1f} {peak:9.2f} {quick:13.1f} {quick_peak:9.2f} "
-                    f"{full / quick:6.2f} {size:8.1f}{note}",
-                    flush=True,
-                )
+        for network in arguments.networks:
+            model = checkpoint(network, Path(name))
+            for title in arguments.targets:
+                report(network, title, model, Path(name), arguments)
 
 
 if __name__ == "__main__":
