@@ -187,8 +187,12 @@ def export(
         warnings += more
         if subject.integer:  # the float network has done its work
             subject = replace(subject, source=source.outline())
-            del source
+        del source
         written = spec.write(subject, temporary)
+        if target == "onnx" and subject.source.network is not None:  # what is compared now is the network and the file
+            outline = subject.source.outline()
+            subject = replace(subject, source=replace(outline, network=subject.source.network), graph=outline.graph)
+            del outline
         warnings += written.warnings
         agreement = None
         if options.verify:

@@ -114,6 +114,44 @@ def test_the_exact_energy_is_within_the_bounds_and_near_the_estimate(example, mo
         assert expected == pytest.approx(exact, rel=0.03)
 
 
+def profile_of(folder, **figures: float) -> str:
+    """A profile in which only these figures cost something; those it must have cost nothing."""
+    lines = ['name = "only"', 'title = "Only"', 'family = "events"']
+    for name, value in {"synop": 0.0, "neuron_update": 0.0, "spike": 0.0, **figures}.items():
+        lines += [f"[figures.{name}]", f"value = {value}", 'unit = "pJ"', 'status = "estimated"', 'source = "test"']
+    path = folder / "only.toml"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_an_event_that_makes_no_neuron_fire_costs_its_synapses(example, tmp_path):
+    """One event in the middle of one frame, and as many synapses as it reaches: both bounds hold."""
+    table = example.energy_table(CHECKPOINT, profile_of(tmp_path, synop=1.0), recordings=2)
+    graph = load_source(CHECKPOINT).graph
+    x = np.zeros((1, 8, 2, 16, 16), np.float32)
+    x[0, 0, 1, 8, 8] = 1
+    silent = {name: np.zeros_like(value) for name, value in GraphExecutor(graph).run(x).spikes.items()}
+    counter = EnergyCounter(graph, input="events")
+    counter.update(silent, x)
+    exact = energy(counter.counts(), load_profile(tmp_path / "only.toml")).total_pj
+    assert exact > 0
+    meter = example.Meter(table)
+    meter.add(dict.fromkeys(silent, 0), 8, 1)
+    lowest, expected, highest = meter.total
+    assert 0 < lowest <= expected <= highest
+    assert lowest <= exact <= highest == exact  # in the middle it reaches all that it can reach
+
+
+def test_what_leaves_a_gate_is_a_spike_in_the_upper_bound(example, tmp_path):
+    """Only spikes cost: a shortcut's spike makes at most 9 leave the gate (its pool is 3 x 3)."""
+    table = example.energy_table(CHECKPOINT, profile_of(tmp_path, spike=1.0), recordings=2)
+    highest = {name: bounds[2] for name, bounds in table["pj_per_spike"].items()}
+    gates = {name.removesuffix("gate") for name in load_source(CHECKPOINT).graph.nodes if name.endswith(".gate")}
+    assert gates
+    dearer = {name: cost for name, cost in highest.items() if cost != 1}
+    assert dearer == {f"{gate}shortcut_lif": 1 + 9 for gate in gates}
+
+
 def test_on_the_device_an_event_file_needs_no_torch(model, recordings, tmp_path):
     events = recordings[0][0]
     path = tmp_path / "recording.npz"
