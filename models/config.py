@@ -167,6 +167,7 @@ RELEASED_KEYS: dict[str, str] = {
     "mlp_ratio": "mlp_ratio",
     "mlp-ratio": "mlp_ratio",
     "time_steps": "time_steps",
+    "T": "time_steps",
     "chunk_size": "chunk_size",
     "pooling_stat": "pooling_stat",
     "TET": "tet",

@@ -33,9 +33,11 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, digits-events, a folder of images or events, or an .npz. Default: what the model names."
+            help="A data set's name (NAME or NAME:DIR, docs/training.md), a folder of images or events, or an .npz. "
+            "Default: what the model names."
         ),
     ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set first, if it is not there.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/<model name>.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -67,6 +69,12 @@ def train(
     places = {"devices": devices, "nodes": nodes}
     told = [f"train.{option}={value}" for option, value in places.items() if value is not None]
     recipe = read_recipe(config, [*(set_ or ()), *told], epochs)
+    for note in recipe.notes:
+        typer.echo(f"warning: {config}: {note}", err=True)
+    if download:
+        from statten_deploy.train.data import download as fetch
+
+        fetch(data or recipe.data or recipe.model.dataset)
     from statten_deploy.train.run import train as run
 
     result = run(

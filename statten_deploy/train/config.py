@@ -11,9 +11,11 @@ from pydantic.fields import FieldInfo
 
 from statten_deploy.errors import ConfigError
 from statten_deploy.models.config import ModelConfig, read_yaml
+from statten_deploy.train.released import is_released, translate
 from statten_deploy.untrusted.plain_yaml import parse_yaml
 
 SECTIONS = ("model", "train")
+Share = Annotated[float, Field(ge=0, le=1)]
 TET_KEYS = {"tet_means", "tet_lambda"}
 """Keys that mean something for networks with `tet` only."""
 
@@ -21,19 +23,31 @@ TET_KEYS = {"tet_means", "tet_lambda"}
 class TrainConfig(BaseModel):
     """How a network is trained. Units: epochs, samples, pixels; learning rates per optimizer step.
 
-    Learning rate: from `warmup_lr` to `lr` in a straight line over `warmup_epochs`, then a cosine down to `min_lr`.
+    Learning rate: from `warmup_lr` to `lr` in a straight line over `warmup_epochs`, then a cosine down to `min_lr`, at
+    which it stays for `cooldown_epochs`; `schedule` says when it changes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: Literal["adamw", "lamb", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 3e-4
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.06
     """Of matrices and kernels; biases and batch norms are not decayed."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of `sgd`, which looks ahead (Nesterov)."""
+    betas: tuple[Share, Share] | None = None
+    """Of `adamw` and `lamb`; None: (0.9, 0.999)."""
+    eps: Annotated[float, Field(gt=0)] | None = None
+    """Of `adamw` and `lamb`; None: 1e-8 and 1e-6."""
     epochs: Annotated[int, Field(ge=1)] = 200
+    """All epochs, warm-up and cool-down among them."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 20
+    cooldown_epochs: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["step", "epoch"] = "step"
+    """step: a new rate every step, the cosine begins after the warm-up. epoch: a new rate every epoch, the cosine
+    counts from the first epoch on (timm's, and that of the released recipes)."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     tet_means: float = 1.0
@@ -46,6 +60,42 @@ class TrainConfig(BaseModel):
     """Every training sample is turned by up to so many degrees either way."""
     random_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Every training sample is enlarged or shrunk by up to this share of its size."""
+    hflip: Share = 0.0
+    """Probability that a sample, all its frames, is mirrored left to right."""
+    vflip: Share = 0.0
+    auto_augment: str = ""
+    """Images: timm's name of a policy, such as rand-m9-n1-mstd0.4-inc1. Colour jitter is off where one is given."""
+    color_jitter: Annotated[float, Field(ge=0)] = 0.0
+    """Images: brightness, contrast and saturation by a factor in 1 - c .. 1 + c."""
+    crop_scale: tuple[Share, Share] | None = None
+    """Images: a random part of so much of the area is cut out and resized; None: the whole, as it is evaluated."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Images: width / height of that part."""
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
+    """Images: how that part is resized, and how a policy turns and shears."""
+    erase_prob: Share = 0.0
+    """Images: probability that a random rectangle is erased."""
+    erase_mode: Literal["const", "rand", "pixel"] = "const"
+    """With the mean, with one random colour, or with noise."""
+    erase_count: Annotated[int, Field(ge=1)] = 1
+    event_augment: Literal["none", "nda", "wide"] = "none"
+    """Frames. nda: rolled by up to 3 pixels, or turned or sheared by up to 15 degrees. wide: sheared, moved, turned or
+    left alone."""
+    cutout: Annotated[int, Field(ge=0)] = 0
+    """Frames: side of a square that is erased from all frames of a sample, in pixels."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of mixup; 0: none."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of cutmix; 0: none."""
+    mix_prob: Share = 1.0
+    """Probability that a batch (pair, element) is mixed."""
+    cutmix_share: Share = 0.5
+    """Where both are on: probability of cutmix."""
+    mix_mode: Literal["batch", "pair", "elem"] = "batch"
+    mix_off_epoch: Annotated[int, Field(ge=0)] = 0
+    """No mixing from this epoch on; 0: always."""
+    repeats: Annotated[int, Field(ge=1)] = 1
+    """Augmented forms of a sample that follow each other in an epoch, which stays as long: others wait for the next."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of the moving average of the weights, which is then what is evaluated and kept; 0: no average."""
     validation: Annotated[float, Field(ge=0, le=0.5)] = 0.1
@@ -54,7 +104,7 @@ class TrainConfig(BaseModel):
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of torch. A fixed number makes runs repeat exactly on one machine; None: torch decides."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that decode images."""
+    """Processes that decode and augment samples; their number changes nothing but the speed."""
 
     # How it runs, on which machines.
     precision: Annotated[Literal["32", "bf16", "16"], BeforeValidator(str)] = "32"
@@ -85,18 +135,24 @@ class Recipe:
     model: ModelConfig
     train: TrainConfig
     source: str
+    data: str = ""
+    """Where a released recipe says that its data are; empty: where the model's data set is (`split_root`)."""
+    notes: tuple[str, ...] = ()
+    """What was in the file and is not used."""
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = (), epochs: int | None = None) -> Recipe:
     """Read a recipe and apply ``key=value`` overrides, then `epochs`.
 
-    A key is ``model.depth``, ``train.lr``, or the bare name where only one section knows it.
+    A key is ``model.depth``, ``train.lr``, or the bare name where only one section knows it. A released recipe, flat
+    and in timm's words, is translated first (`statten_deploy.train.released`).
 
     Raises:
         ConfigError: unreadable file, unknown section or key, or a value that does not fit.
     """
     document = read_yaml(path)
-    sections = _sections(path, document)
+    released = translate(path, document) if is_released(document) else None
+    sections = _sections(path, document) if released is None else {"model": released.model, "train": released.train}
     for override in overrides:
         section, key, value = parse_override(override)
         sections[section][key] = value
@@ -108,7 +164,9 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), epochs: int | None = 
         ignored = sorted(TET_KEYS & train.model_fields_set)
         if ignored:
             raise ConfigError(f"{path}: train.{ignored[0]} has no effect without model.tet: true; remove it or set tet")
-    return Recipe(model, train, str(path))
+    if released is None:
+        return Recipe(model, train, str(path))
+    return Recipe(model, train, str(path), released.data, released.notes)
 
 
 def _sections(path: Path, document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

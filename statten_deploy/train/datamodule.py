@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -15,28 +15,53 @@ from statten_deploy.train.config import TrainConfig
 from statten_deploy.train.data import InputSpec, Samples, open_source, select, stratified_split
 from statten_deploy.train.data.split import VALIDATION_SEED
 from statten_deploy.train.resume import START, Start
+from statten_deploy.train.sample_augment import SampleAugmentation
+
+
+class Draw(int):
+    """The index of a sample, with the seed of the augmentation of this draw of it."""
+
+    seed: int
+
+    def __new__(cls, index: int, seed: int) -> Self:
+        made = super().__new__(cls, index)
+        made.seed = seed
+        return made
+
+    def __reduce__(self) -> tuple[type["Draw"], tuple[int, int]]:  # it travels to the data-loading processes
+        return Draw, (int(self), self.seed)
 
 
 class TorchSamples(Dataset[tuple[Tensor, int]]):
-    """`Samples` as a torch data set of (x, class)."""
+    """`Samples` as a torch data set of (x, class); with `augment`, what is drawn for training is augmented."""
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Samples, augment: SampleAugmentation | None = None) -> None:
         self.samples = samples
+        self.augment = augment
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         labels = self.samples.labels
-        return torch.from_numpy(self.samples.sample(index)), -1 if labels is None else int(labels[index])
+        if self.augment is not None and isinstance(index, Draw):
+            x = self.augment(self.samples, int(index), index.seed)
+        else:
+            x = torch.from_numpy(self.samples.sample(index))
+        return x, -1 if labels is None else int(labels[index])
 
 
 class EpochShuffle(Sampler[int]):
-    """A new order every epoch, a function of (seed, epoch): a resumed run sees what an uninterrupted one sees."""
+    """A new order every epoch, a function of (seed, epoch): a resumed run sees what an uninterrupted one sees.
 
-    def __init__(self, count: int, seed: int) -> None:
+    With `repeats` r every sample is drawn r times in a row and the epoch ends after `count` draws, as in timm's
+    `RepeatAugSampler`: processes that share the order see differently augmented forms of the same samples.
+    """
+
+    def __init__(self, count: int, seed: int, repeats: int = 1) -> None:
         self.count = count
         self.seed = seed
+        self.repeats = repeats
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -47,8 +72,10 @@ class EpochShuffle(Sampler[int]):
         return self.count
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.count, generator=generator).tolist())
+        base = self.seed * 1_000_003 + self.epoch
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(base))
+        drawn = order.repeat_interleave(self.repeats)[: self.count].tolist()
+        return (Draw(index, (base * 1_000_003 + place) % 2**63) for place, index in enumerate(drawn))
 
 
 class Share(Sampler[int]):
@@ -100,13 +127,14 @@ class StattenData(L.LightningDataModule):
             kept, held = stratified_split(learn.labels, train.validation, VALIDATION_SEED)
             self.train_samples, self.validation_samples = learn.subset(kept), learn.subset(held)
         self.test_samples = select(source, "test")
+        self.augmentation = SampleAugmentation(train, model, learn)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        order = EpochShuffle(len(self.train_samples), self.config.seed)
+        order = EpochShuffle(len(self.train_samples), self.config.seed, self.config.repeats)
         # Loading processes start before the trainer tells which epoch it is in.
         order.set_epoch(self.start.epoch)
         skip = self.start.batches * self.config.batch_size
-        return self._loader(self.train_samples, Share(order, *self._place(), skip))
+        return self._loader(self.train_samples, Share(order, *self._place(), skip), self.augmentation)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         if self.validation_samples is None:
@@ -128,9 +156,14 @@ class StattenData(L.LightningDataModule):
         """(this process, all processes)"""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _loader(self, samples: Samples, sampler: Sampler[int] | range | None = None) -> DataLoader[Any]:
+    def _loader(
+        self,
+        samples: Samples,
+        sampler: Sampler[int] | range | None = None,
+        augment: SampleAugmentation | None = None,
+    ) -> DataLoader[Any]:
         return DataLoader(
-            TorchSamples(samples),
+            TorchSamples(samples, augment),
             batch_size=self.config.batch_size,
             sampler=sampler,
             num_workers=self.config.workers,

@@ -1,4 +1,4 @@
-"""Losses over the logits of every step, [T, B, classes]."""
+"""Losses over the logits of every step, [T, B, classes]. Targets: classes [B], or after mixing shares [B, classes]."""
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ def tet_loss(logits: Tensor, target: Tensor, means: float, lam: float, label_smo
 
     Source: Deng et al., "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting", ICLR 2022.
     """
-    steps, batch = logits.shape[:2]
+    steps = len(logits)
     # The mean over T·B equals the mean over T of the per-step means: all steps have the same B.
     cross_entropy = F.cross_entropy(
-        logits.flatten(0, 1), target.expand(steps, batch).flatten(), label_smoothing=label_smoothing
+        logits.flatten(0, 1), target.expand(steps, *target.shape).flatten(0, 1), label_smoothing=label_smoothing
     )
     pull = F.mse_loss(logits, torch.full_like(logits, means))
     return (1 - lam) * cross_entropy + lam * pull

@@ -17,6 +17,8 @@ from statten_deploy.quantize import QuantizeOptions
 from statten_deploy.train.augment import random_shift, random_turn
 from statten_deploy.train.config import TrainConfig
 from statten_deploy.train.losses import mean_loss, tet_loss
+from statten_deploy.train.mixing import Mixer
+from statten_deploy.train.optimizers import build_optimizer
 from statten_deploy.train.parts import Parts, can_compile
 from statten_deploy.train.resume import LAST, PROCESSES_KEY
 from statten_deploy.train.schedule import learning_rate
@@ -48,6 +50,7 @@ class StattenModule(L.LightningModule):
         self.average = copy.deepcopy(self.model).requires_grad_(False) if train.ema_decay else None
         self.train_config = train
         self.parts: Parts | None = None
+        self.mixer = Mixer(train, model.num_classes) if train.mixup or train.cutmix else None
         self.quantisation = quantisation
         self._integers: StraightThroughNetwork | None = None
         self.train_accuracy = MulticlassAccuracy(model.num_classes, average="micro")
@@ -80,16 +83,21 @@ class StattenModule(L.LightningModule):
         return None if options is None else StraightThroughNetwork(network, QuantizeOptions(**options))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """TET where the model configuration says so, else cross-entropy of the mean logits [T, B, classes]."""
+        """TET where the model configuration says so, else cross-entropy of the mean logits [T, B, classes].
+
+        target: classes [B], or shares [B, classes] of mixed samples, which are smoothed already.
+        """
         config = self.train_config
+        smoothing = config.label_smoothing if target.dim() == 1 else 0.0
         if self.model.config.tet:
-            return tet_loss(logits, target, config.tet_means, config.tet_lambda, config.label_smoothing)
-        return mean_loss(logits, target, config.label_smoothing)
+            return tet_loss(logits, target, config.tet_means, config.tet_lambda, smoothing)
+        return mean_loss(logits, target, smoothing)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, target = batch
-        logits = self._steps(self.model, self._augment(x, batch_idx), self.parts)
-        loss = self.loss(logits, target)
+        x, shares = self._mix(self._augment(x, batch_idx), target, batch_idx)
+        logits = self._steps(self.model, x, self.parts)
+        loss = self.loss(logits, target if shares is None else shares)
         self.train_accuracy(logits.mean(0), target)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(target), sync_dist=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
@@ -116,21 +124,25 @@ class StattenModule(L.LightningModule):
 
     def _augment(self, x: Tensor, batch_idx: int) -> Tensor:
         config = self.train_config
-        # A function of seed, epoch, batch and process, not of what ran before: resuming changes nothing.
-        batch = batch_idx * self.trainer.world_size + self.global_rank
-        seed = (config.seed * 1_000_003 + self.current_epoch) * 1_000_003 + batch
-        generator = torch.Generator().manual_seed(seed % 2**63)
+        generator = torch.Generator().manual_seed(self._batch_seed(batch_idx))
         x = random_turn(x, config.random_rotation, config.random_scale, generator)
         return random_shift(x, config.random_shift, generator)
 
+    def _mix(self, x: Tensor, target: Tensor, batch_idx: int) -> tuple[Tensor, Tensor | None]:
+        """Mixed samples with their shares [B, classes], or x and None where nothing is mixed."""
+        off = self.train_config.mix_off_epoch
+        if self.mixer is None or (off and self.current_epoch >= off):
+            return x, None
+        return self.mixer(x, target, self._batch_seed(batch_idx))
+
+    def _batch_seed(self, batch_idx: int) -> int:
+        """A function of seed, epoch, batch and process, not of what ran before: resuming changes nothing."""
+        batch = batch_idx * self.trainer.world_size + self.global_rank
+        return ((self.train_config.seed * 1_000_003 + self.current_epoch) * 1_000_003 + batch) % 2**63
+
     def configure_optimizers(self) -> Any:
         config = self.train_config
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr)
+        optimizer = build_optimizer(self.model, config)
         steps_per_epoch = int(self.trainer.estimated_stepping_batches) // config.epochs
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate(step, steps_per_epoch, config) / config.lr

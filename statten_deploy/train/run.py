@@ -99,7 +99,7 @@ def train(
 
     Of several processes all train; the first one alone writes, evaluates and returns a result, the others None.
 
-    `data`: a built-in data set, a folder of images or an ``.npz`` file; default: the data set the model names.
+    `data`: the name of a data set, a folder of images or an ``.npz`` file; default: the data set the model names.
     `out`: folder of the run; default ``runs/<model name>``, numbered if taken, or the folder of `resume`.
     `init`: a checkpoint of the same network whose weights to start from.
     `qat_bits`: train the network's integer form with weights of so many bits; needs `init` or `resume`.
@@ -108,7 +108,7 @@ def train(
         InputError: data, device, folder or checkpoint are not what they should be.
     """
     accelerator = _accelerator(device)
-    chosen = data if data is not None else recipe.model.dataset
+    chosen = data if data is not None else recipe.data or recipe.model.dataset
     if not str(chosen):
         raise InputError(f"{recipe.source}: names no data set (model.dataset); give one with --data")
     quantisation = _quantisation(qat_bits, init, resume)

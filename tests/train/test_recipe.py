@@ -55,8 +55,8 @@ def test_override_errors(recipe: Path, override: str, expected: str) -> None:
 
 
 def test_unknown_train_key(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path / "r.yaml", train={"mixup": 0.5})
-    with pytest.raises(ConfigError, match="unknown key 'mixup'; known keys: optimizer, lr"):
+    path = write_recipe(tmp_path / "r.yaml", train={"mixin": 0.5})
+    with pytest.raises(ConfigError, match="unknown key 'mixin'; known keys: optimizer, lr"):
         read_recipe(path)
 
 
@@ -66,7 +66,8 @@ def test_unknown_train_key(tmp_path: Path) -> None:
         ({"model": TINY_MODEL}, "missing: train"),
         ({"model": TINY_MODEL, "train": None}, "missing: train"),
         ({"model": TINY_MODEL, "train": TINY_TRAIN, "trian": {}}, "unknown: trian"),
-        ({"dim": 256, "layer": 2, "lr": 3e-4}, "missing: model, train; unknown: dim, layer, lr"),
+        ({"depth": 2, "lr": 3e-4}, "missing: model, train; unknown: depth, lr"),
+        ({"dim": 256, "layer": 2, "lr": 3e-4}, "a released recipe names dim, img_size, dataset (missing: img_size, "),
     ],
 )
 def test_sections_are_checked(tmp_path: Path, document: dict[str, object], expected: str) -> None:
