@@ -46,7 +46,9 @@ def compare(
     backends: Annotated[str, typer.Option(metavar="NAME,NAME,...", help="What to run.")] = NAMES,
     data: Annotated[
         str | None,
-        typer.Option(help="digits (test split), an image folder, or an .npz with x and maybe y. Default: MODEL's own."),
+        typer.Option(
+            help="A data set's name (NAME, NAME:DIR: test split), a folder, an event file, an .npz. Default: MODEL's."
+        ),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="So many samples, chosen by --seed. Default: all.")] = None,
     profile: Annotated[

@@ -80,7 +80,7 @@ def export(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="Data to calibrate and verify on: a built-in set, a folder, an event file or an .npz with x."
+            help="To calibrate and verify on: a data set's name (NAME, NAME:DIR), a folder, an event file, an .npz."
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="How many samples to verify on.")] = None,

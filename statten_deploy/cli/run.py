@@ -36,7 +36,7 @@ def run(
     data: Annotated[
         str,
         typer.Option(
-            help="digits or digits-events (test split), a folder of images or events, an event file, an .npz."
+            help="A data set's name (NAME, NAME:DIR: test split), a folder of images or events, an event file, an .npz."
         ),
     ],
     samples: Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")] = None,
