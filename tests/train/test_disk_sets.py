@@ -267,6 +267,17 @@ def test_frames_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert np.array_equal(recorded(f"nmnist:{tmp_path}", NMNIST, "train").sample(3), first)
 
 
+def test_kept_frames_beside_the_classes_are_no_class(tmp_path: Path) -> None:
+    """tonic's CIFAR10DVS has its classes at the top, where the frames go too."""
+    disk_sets.write_cifar10dvs(tmp_path / "CIFAR10DVS", below="", count=2)
+    first = recorded(f"cifar10dvs:{tmp_path}", DVS, "train")
+    x = first.sample(0)
+    assert first.cached(0) == tmp_path / "CIFAR10DVS/statten_frames_number_4/airplane/cifar10_airplane_0.npz"
+    assert first.cached(0).exists()
+    again = recorded(f"cifar10dvs:{tmp_path}", DVS, "train")
+    assert (len(again), np.array_equal(again.sample(0), x)) == (20, True)
+
+
 @pytest.mark.parametrize("damage", ["cut", "older", "other"])
 def test_a_kept_file_that_does_not_fit_is_made_again(tmp_path: Path, damage: str) -> None:
     disk_sets.write_nmnist(tmp_path)

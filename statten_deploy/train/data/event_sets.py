@@ -15,7 +15,7 @@ import numpy as np
 
 from statten_deploy.errors import InputError, UnsupportedError
 from statten_deploy.events import READERS
-from statten_deploy.train.data.frame_files import RecordedFrames, Resize
+from statten_deploy.train.data.frame_files import CACHE, RecordedFrames, Resize
 from statten_deploy.train.data.spec import InputSpec, Int64Array, Source
 
 Files = list[tuple[Path, int]]
@@ -90,6 +90,8 @@ EVENT_SETS = {
 }
 
 TRAIN_SHARE = 0.9
+NO_CLASSES = (CACHE, "frames_number_", "events_np", "__MACOSX", ".")
+"""Folders that may lie beside those of classes."""
 
 
 def open_event_set(kind: EventSet) -> Callable[[InputSpec, Path], Source]:
@@ -181,7 +183,7 @@ def _parts(kind: EventSet, folder: Path, form: Form) -> list[Files] | None:
 
 def _by_class(kind: EventSet, folder: Path, form: Form) -> Files | None:
     """One sub-folder per class; classes are numbered in the order of their names, as SpikingJelly does."""
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(NO_CLASSES))
     if len(classes) != kind.classes:
         return None
     endings = {".npz"} if form == "frames" else READERS.keys()

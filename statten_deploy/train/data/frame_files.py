@@ -22,6 +22,9 @@ Resize = Literal["mean", "nearest", "sum"]
 """From the sensor's pixels to the network's: bilinear, which at half the size is the mean of four (CIFAR10-DVS as
 released); the nearest pixel (N-Caltech101 as released); or the sum of the events in each cell."""
 
+CACHE = "statten_frames_number_"
+"""Folder of the frames that were made, with their number behind it."""
+
 MS = 1000
 """Microseconds: tonic's DVS128 Gesture counts milliseconds."""
 
@@ -65,7 +68,7 @@ class RecordedFrames(Samples):
     def cached(self, index: int) -> Path:
         """Where its frames are kept."""
         path = self.path(index).relative_to(self._base)
-        return self._base / f"statten_frames_number_{self._spec.shape[0]}" / path.with_suffix(".npz")
+        return self._base / f"{CACHE}{self._spec.shape[0]}" / path.with_suffix(".npz")
 
     def subset(self, indices: Int64Array) -> "RecordedFrames":
         part = RecordedFrames([], self._spec, self._sensor, self._resize, self._base, self._form)
