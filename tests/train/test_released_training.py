@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from statten_deploy.cli import train as train_cli
+from statten_deploy.cli.common import run as run_command
 from statten_deploy.models.checkpoint import load_model
 from statten_deploy.train import read_recipe
 from statten_deploy.train.data import load_arrays
@@ -67,6 +69,32 @@ def test_a_run_repeats_with_any_number_of_loading_processes(tmp_path: Path, monk
         result = train(recipe, out=tmp_path / f"run{workers}", device="cpu")
         weights.append(load_model(result.checkpoint).state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_the_command_takes_a_released_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Baseline SDT from its own YAML, which says neither chunk_size nor attention_mode, in one command."""
+    disk_sets.write_cifar10(tmp_path / "data", monkeypatch, count=4)
+    document = {key: value for key, value in released_files.CIFAR10.items() if key != "chunk_size"}
+    path = released_files.write(tmp_path / "2_256.yml", document | {"data_dir": str(tmp_path / "data"), "extra": 1})
+    arguments = ["--config", path, "--out", tmp_path / "run", "--epochs", 1, "--device", "cpu", "--json"]
+    for value in [*SMALL, "image_size=16", "batch_size=10"]:
+        arguments += ["--set", value]
+    assert run_command(train_cli.app, "statten-train", [str(a) for a in arguments]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["data"] == f"cifar10:{tmp_path / 'data'}"
+    assert "extra: not used, no key of a released recipe" in captured.err
+    assert "taken for the Spike-driven Transformer (attention: SDT)" in captured.err
+    written = torch.load(tmp_path / "run/final.ckpt", weights_only=True)["statten_config"]
+    assert (written["attention"], written["dataset"], written["name"]) == ("SDT", "cifar10", "cifar10-2_256")
+
+
+def test_download_of_what_cannot_be_fetched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", str(CONFIGS / "digits.yaml"), "--out", str(tmp_path / "run"), "--download"]
+    assert run_command(train_cli.app, "statten-train", arguments) == 2
+    assert "--download: digits cannot be fetched; these can: cifar10" in error_line(capsys)
+    assert not (tmp_path / "run").exists()
 
 
 # released checkpoints
@@ -182,4 +210,4 @@ def test_compare_takes_a_released_checkpoint(
     assert compare(path, *arguments, "--samples", 4) == 0
     report = json.loads((tmp_path / "report/report.json").read_text())
     assert report["dataset"] == "cifar10"
-    assert [backend["agreement"] for backend in report["backends"]] == [1.0, 1.0]
+    assert [backend["agreement"] for backend in report["backends"]] == [None, 1.0]
