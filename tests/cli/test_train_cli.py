@@ -80,7 +80,7 @@ def test_training_in_integers_from_a_checkpoint(tiny, tmp_path: Path, capsys) ->
         (("--set", "lr"), "expected key=value"),
         (
             ("--data", "missing-folder"),
-            "missing-folder: no such data; expected a built-in data set (digits, digits-events), a folder",
+            "missing-folder: no such data; expected a built-in data set (digits, digits-events), one that you have",
         ),
         (("--data", "digits"), "digits: the data are still images of shape [1, 16, 16], the network takes [1, 8, 8]"),
         (("--set", "image_size=16"), "stripes.npz: 'x' has shape [90, 1, 8, 8], the network takes [N, 1, 16, 16]"),
