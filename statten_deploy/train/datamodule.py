@@ -127,7 +127,8 @@ class StattenData(L.LightningDataModule):
             kept, held = stratified_split(learn.labels, train.validation, VALIDATION_SEED)
             self.train_samples, self.validation_samples = learn.subset(kept), learn.subset(held)
         self.test_samples = select(source, "test")
-        self.augmentation = SampleAugmentation(train, model, learn)
+        augmentation = SampleAugmentation(train, model, learn)
+        self.augmentation = None if augmentation.idle else augmentation
 
     def train_dataloader(self) -> DataLoader[Any]:
         order = EpochShuffle(len(self.train_samples), self.config.seed, self.config.repeats)

@@ -79,6 +79,13 @@ class SampleAugmentation:
         self.erase: Any = _timm_erasing(train) if train.erase_prob else None
         self.wide = WideEventAugment() if train.event_augment == "wide" else None
 
+    @property
+    def idle(self) -> bool:
+        """Whether samples stay as they are."""
+        config = self.config
+        used = (self.picture, self.erase, self.wide, config.hflip, config.vflip, config.cutout)
+        return not any(used) and config.event_augment == "none"
+
     def __call__(self, samples: Samples, index: int, seed: int) -> Tensor:
         """One augmented sample, [C, H, W] or [T, C, H, W]; a function of `seed`."""
         with seeded(seed):

@@ -221,6 +221,18 @@ def test_cut_out_is_a_square() -> None:
     assert x.min() == 1
 
 
+@pytest.mark.parametrize(
+    "train",
+    [{"hflip": 0.5}, {"vflip": 0.5}, {"erase_prob": 0.1}, {"color_jitter": 0.1}, {"auto_augment": "rand-m9"},
+     {"crop_scale": (0.5, 1)}, {"cutout": 2}, {"event_augment": "nda"}, {"event_augment": "wide"}],
+)  # fmt: skip
+def test_only_a_recipe_without_augmentation_is_idle(train: dict[str, Any]) -> None:
+    events = "cutout" in train or "event_augment" in train
+    samples, model = (frames(), FRAMES) if events else (Pictures(), COLOUR)
+    assert not SampleAugmentation(recipe(**train), model, samples).idle
+    assert SampleAugmentation(recipe(mixup=0.5, random_shift=1), model, samples).idle
+
+
 # what does not go together
 
 
