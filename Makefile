@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
 
-.PHONY: setup demo test check lint bench clean help
+.PHONY: setup demo test check lint bench bench-cuda clean help
 
 help:
 	@echo "make demo   install, export the shipped checkpoint to every target, verify, run (writes $(DEMO)/)"
 	@echo "make test   the whole test suite"
 	@echo "make check  lint, types, import directions, then the test suite: what CI runs"
 	@echo "make bench  measured comparisons, printed as ratios"
+	@echo "make bench-cuda  the training step on a CUDA device"
 
 setup: $(STAMP)
 
@@ -52,6 +53,11 @@ bench: setup
 	$(BIN)/python benchmarks/runtime.py
 	$(BIN)/python benchmarks/circuits.py
 	$(BIN)/python benchmarks/events.py
+	$(BIN)/python benchmarks/training.py
+
+bench-cuda: setup
+	@$(BIN)/python benchmarks/training.py --device cuda --batch 64
+	@$(BIN)/python benchmarks/training.py --device cuda --memory --network cifar10dvs-2-256-t16
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -59,7 +59,7 @@ class _SumOverProcesses(torch.autograd.Function):
         return gradient
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def gathered(x: Tensor) -> Tensor:
     """[...] of every process -> [processes, ...], differentiable."""
     places = torch.zeros(dist.get_world_size(), *x.shape, dtype=x.dtype, device=x.device)
@@ -77,7 +77,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(input)
+            evaluated: Tensor = super().forward(input)
+            return evaluated
         x = input if input.dtype == torch.float64 else input.float()
         own_var, own_mean = torch.var_mean(x, (0, 2, 3), correction=0)
         own_count = torch.full_like(own_mean[:1], x.numel() // x.shape[1])
@@ -115,5 +116,5 @@ class BatchNormSync(LayerSync):
     def revert(self, model: nn.Module) -> nn.Module:
         for module in model.modules():
             if type(module) is SyncedBatchNorm2d:
-                module.__class__ = nn.BatchNorm2d
+                module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
         return model

@@ -48,6 +48,7 @@ QUIET = (
     r".*You defined a `validation_step` but have no `val_dataloader`.*",
     r"Total length of `list` across ranks is zero.*",
     r".*GPU available but not used.*",
+    r".*resuming from a checkpoint that ended before the epoch ended.*",  # the data module leaves out what was seen
     r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
 )
 """Warnings of Lightning about choices made here on purpose."""
