@@ -93,6 +93,8 @@ def _show(result: "TrainResult") -> None:
         "" if result.quantisation is None else f" of the integer network with {result.quantisation['bits']}-bit weights"
     )
     typer.echo(f"trained {result.epochs} epochs on {result.train_samples} samples of {result.data}")
+    if result.seconds_compiling:
+        typer.echo(f"{result.seconds_compiling:.0f} s of {result.seconds:.0f} s went into compiling")
     typer.echo(f"checkpoint {result.checkpoint} ({result.bytes:,} bytes, {result.selected_by})")
     typer.echo(f"test accuracy{form} {result.test_accuracy:.2%} ({result.test_correct}/{result.test_samples})")
 

@@ -24,6 +24,9 @@ class Parts:
     def __init__(self, *, compiled: bool, checkpointed: bool) -> None:
         self.compiled = compiled
         self.checkpointed = checkpointed
+        if compiled:
+            # It would split parts into what is sent at once; parts are smaller than that, and it refuses our neurons.
+            torch._dynamo.config.optimize_ddp = False
         self._runs: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
 
     def __call__(self, part: Callable[..., Tensor], module: nn.Module, *arguments: Tensor | int) -> Tensor:

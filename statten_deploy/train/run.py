@@ -31,6 +31,8 @@ from statten_deploy.train.resume import LAST, START, check_resume
 from statten_deploy.train.saving import AtomicCheckpointIO, LastCheckpoint
 from statten_deploy.train.scoring import Accuracy, evaluate, evaluate_integers
 
+log = logging.getLogger(__name__)
+
 BEST = "best.ckpt"
 """Weights and configuration of the epoch with the lowest validation loss."""
 FINAL = "final.ckpt"
@@ -114,7 +116,6 @@ def train(
         raise InputError(f"{recipe.source}: names no data set (model.dataset); give one with --data")
     quantisation = _quantisation(qat_bits, init, resume)
     place = START if resume is None else check_resume(resume, recipe, quantisation)
-    _check_precision(recipe.train, accelerator)
     devices, nodes = layout(recipe.train)
     start = None if init is None else load_model(init, recipe.model.model_dump(mode="json", exclude=set(LABELS)))
     first = not rank_zero_only.rank  # others get the folder from the first one when they write, which they do not
@@ -134,7 +135,7 @@ def train(
             strategy=_strategy(devices, nodes),
             devices=devices,
             num_nodes=nodes,
-            precision=PRECISIONS[recipe.train.precision],
+            precision=_precision(recipe.train, accelerator),
             plugins=[AtomicCheckpointIO(), *([BatchNormSync()] if recipe.train.sync_batchnorm else [])],
             max_epochs=recipe.train.epochs,
             accumulate_grad_batches=recipe.train.accumulate,
@@ -239,9 +240,12 @@ def _write_recipe(path: Path, recipe: Recipe) -> None:
     path.write_text(yaml.safe_dump(sections, sort_keys=False), encoding="utf-8")
 
 
-def _check_precision(config: TrainConfig, accelerator: str) -> None:
+def _precision(config: TrainConfig, accelerator: str) -> Any:
+    """Lightning's name of it. A CPU has no float16 arithmetic; recipes that ask for it are meant for GPUs."""
     if config.precision == "16" and accelerator == "cpu":
-        raise ConfigError("train.precision 16: float16 needs a CUDA device; on a CPU use bf16 or 32")
+        log.warning("train.precision 16: float16 needs a CUDA device; on this CPU it is bf16")
+        return PRECISIONS["bf16"]
+    return PRECISIONS[config.precision]
 
 
 def _strategy(devices: int | str, nodes: int) -> str | Strategy:
