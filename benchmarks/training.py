@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -71,9 +71,9 @@ def make_step(name: str, config: ModelConfig, batch: int, device: str) -> Callab
     return step
 
 
-def timed(config: ModelConfig, batch: int, device: str, rounds: int) -> None:
+def timed(config: ModelConfig, batch: int, device: str, rounds: int, names: Sequence[str]) -> None:
     steps, seconds = {}, {}
-    for name in TIMED:
+    for name in names:
         before = seconds_compiling()
         steps[name] = make_step(name, config, batch, device)
         steps[name]()
@@ -118,13 +118,12 @@ def resident() -> float:
 
 def memory(arguments: argparse.Namespace) -> None:
     weights: dict[str, float] = {}
-    for name in WEIGHED:
+    print(f"{'peak of one training step':<34}{'MiB':>10}{'of eager':>10}")
+    for name in arguments.only or WEIGHED:
         command = [sys.executable, __file__, "--weigh", name, "--network", arguments.network]
         command += ["--batch", str(arguments.batch), "--device", arguments.device, "--threads", str(arguments.threads)]
         weights[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    print(f"{'peak of one training step':<34}{'MiB':>10}{'of eager':>10}")
-    for name, mib in weights.items():
-        print(f"{NETWORKS[name]:<34}{mib:10.0f}{mib / weights['eager']:10.2f}")
+        print(f"{NETWORKS[name]:<34}{weights[name]:10.0f}{weights[name] / weights['eager']:10.2f}", flush=True)
 
 
 def main() -> None:
@@ -135,6 +134,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, help="these instead of all; eager comes first")
     parser.add_argument("--weigh", choices=NETWORKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -147,7 +147,7 @@ def main() -> None:
         memory(arguments)
     else:
         print(f"{arguments.network}, batch {arguments.batch}, {arguments.device}, torch {torch.__version__}")
-        timed(config, arguments.batch, arguments.device, arguments.rounds)
+        timed(config, arguments.batch, arguments.device, arguments.rounds, arguments.only or TIMED)
 
 
 if __name__ == "__main__":

@@ -72,9 +72,10 @@ class StattenModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Compile and checkpoint as the configuration says; integers run as they are."""
         config = self.train_config
-        compiled = config.compile and self.quantisation is None and can_compile(self.device)
+        device = self.trainer.strategy.root_device  # the module is not there yet
+        compiled = config.compile and self.quantisation is None and can_compile(device)
         self.parts = Parts(compiled=compiled, checkpointed=config.checkpoint_activations)
-        if compiled or self.device.type == "cuda":
+        if compiled or device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
 
     def _quantised(self, network: STAtten) -> StraightThroughNetwork | None:

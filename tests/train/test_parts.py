@@ -13,14 +13,12 @@ from statten_deploy.train import parts
 from statten_deploy.train.parts import Parts, can_compile
 from tests.conftest import lively_input, lively_model, small_config
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-
 
 def gradients(
     call: Any, variant: str, dtype: torch.dtype = torch.float64
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Gradients of all parameters, and all buffers, after one training pass."""
-    config = small_config(variant)
+    config = small_config(variant, time_steps=2, chunk_size=1)
     model = lively_model(config).to(dtype).train()
     target = torch.arange(3)
     logits = model.forward_steps(lively_input(config).to(dtype), call)
@@ -40,28 +38,22 @@ def test_checkpointed_parts_have_the_same_gradients_and_statistics(variant: str)
     assert all(value == 1 for name, value in same.items() if name.endswith("num_batches_tracked"))
 
 
-@needs_compiler
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.filterwarnings("ignore")  # the compiler's own deprecation notices
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_compiled_parts_have_the_same_gradients(checkpointed: bool) -> None:
+def test_compiled_parts_have_the_same_gradients_and_share_code() -> None:
     """In float64 no membrane comes so close to a threshold that another order of additions makes it fire or not."""
-    eager, buffers = gradients(plain_call, "plif")
-    compiled, same = gradients(Parts(compiled=True, checkpointed=checkpointed), "plif")
-    for name, expected in eager.items():
-        torch.testing.assert_close(compiled[name], expected, rtol=1e-9, atol=1e-12, msg=name)
-    for name, value in buffers.items():
-        torch.testing.assert_close(same[name], value, rtol=1e-9, atol=1e-12)
-
-
-@needs_compiler
-@pytest.mark.filterwarnings("ignore")
-def test_blocks_share_their_code() -> None:
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
     counters.clear()
-    gradients(Parts(compiled=True, checkpointed=False), "static", torch.float32)
-    assert counters["stats"]["unique_graphs"] == 5  # three stages, the last stage, the block
+    eager, buffers = gradients(plain_call, "plif")
+    for checkpointed in (False, True):
+        compiled, same = gradients(Parts(compiled=True, checkpointed=checkpointed), "plif")
+        for name, expected in eager.items():
+            torch.testing.assert_close(compiled[name], expected, rtol=1e-9, atol=1e-12, msg=name)
+        for name, value in buffers.items():
+            torch.testing.assert_close(same[name], value, rtol=1e-9, atol=1e-12, msg=name)
+    assert counters["stats"]["unique_graphs"] == 5  # three stages, the last stage, one for both blocks
 
 
 def test_without_a_compiler_training_goes_on_with_one_warning(
