@@ -30,12 +30,12 @@ class FireFunction(torch.autograd.Function):
         ctx.save_for_backward(current, *kept)
         ctx.decay, ctx.threshold, ctx.unit = None if kept else decay, threshold, unit
         v = torch.zeros_like(current[0], dtype=_wide(current))
-        spikes = []
-        for x in current.unbind(0):
+        spikes = _Steps(current)
+        for t, x in enumerate(current.unbind(0)):
             v = v + (x.to(v.dtype) - v) * decay
-            spikes.append((v >= threshold).to(current.dtype))
+            spikes.put(t, v >= threshold)
             v = _reset(v, threshold)
-        return torch.stack(spikes)
+        return spikes.together()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
@@ -50,17 +50,38 @@ class FireFunction(torch.autograd.Function):
             membranes.append(v + (x - v) * decay)
             v = _reset(membranes[-1], ctx.threshold)
         later = rest  # dL/dv after the reset of step t
-        to_current, to_decay = [], torch.zeros((), dtype=rest.dtype, device=rest.device)
+        to_current, to_decay = _Steps(current), torch.zeros((), dtype=rest.dtype, device=rest.device)
         for t in reversed(range(len(steps))):
-            slope = torch.sigmoid(steep * (membranes[t] - ctx.threshold))
+            v = membranes.pop()
+            slope = torch.sigmoid(steep * (v - ctx.threshold))
             to_membrane = upstream[t].to(rest.dtype) * (steep * slope * (1 - slope))
-            to_membrane = to_membrane + torch.where(membranes[t] >= ctx.threshold, 0.0, later)
-            to_current.append((to_membrane * decay).to(current.dtype))
+            to_membrane = to_membrane + torch.where(v >= ctx.threshold, 0.0, later)
+            to_current.put(t, to_membrane * decay)
             later = to_membrane * (1 - decay)
             if kept:
                 earlier = _reset(membranes[t - 1], ctx.threshold) if t else rest
                 to_decay = to_decay + (to_membrane * (steps[t] - earlier)).sum()
-        return torch.stack(to_current[::-1]), to_decay.to(kept[0].dtype) if kept else None, None, None
+        return to_current.together(), to_decay.to(kept[0].dtype) if kept else None, None, None
+
+
+class _Steps:
+    """[T, ...] like another tensor, step by step: in place, or by a compiler that needs no copies for it."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.dtype = like.dtype
+        self.place = None if torch.compiler.is_compiling() else torch.empty_like(like)
+        self.steps: dict[int, Tensor] = {}
+
+    def put(self, t: int, value: Tensor) -> None:
+        if self.place is None:
+            self.steps[t] = value.to(self.dtype)
+        else:
+            self.place[t] = value
+
+    def together(self) -> Tensor:
+        if self.place is None:
+            return torch.stack([self.steps[t] for t in range(len(self.steps))])
+        return self.place
 
 
 def _reset(v: Tensor, threshold: float) -> Tensor:
