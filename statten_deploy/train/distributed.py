@@ -91,7 +91,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self._track(mean.detach(), variance.detach(), count)
         scale = torch.rsqrt(variance + self.eps) * self.weight
         shift = self.bias - mean * scale
-        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+        normed: Tensor = x * scale[:, None, None] + shift[:, None, None]
+        return normed.to(input.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:

@@ -118,7 +118,9 @@ def train(
     place = START if resume is None else check_resume(resume, recipe, quantisation)
     devices, nodes = layout(recipe.train)
     start = None if init is None else load_model(init, recipe.model.model_dump(mode="json", exclude=set(LABELS)))
-    first = not rank_zero_only.rank  # others get the folder from the first one when they write, which they do not
+    first = not getattr(
+        rank_zero_only, "rank", 0
+    )  # others get the folder from the first one when they write, which they do not
     folder = _folder(recipe, out, resume) if first else Path()
     with _threads(recipe.train.threads), _quiet(), _without_worker_traceback():
         batches = StattenData(chosen, recipe.model, recipe.train, place)
