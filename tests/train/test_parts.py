@@ -59,12 +59,13 @@ def test_compiled_parts_have_the_same_gradients_and_share_code() -> None:
 def test_without_a_compiler_training_goes_on_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    import torch._inductor.config as inductor
+    from torch._inductor import config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "no-such-compiler"),))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing that was compiled before
     torch._dynamo.reset()
-    assert not can_compile("cpu")
+    with inductor.patch({"cpp.cxx": (str(tmp_path / "no-such-compiler"),), "fx_graph_cache": False}):
+        assert not can_compile("cpu")
+    torch._dynamo.reset()
     (record,) = [record for record in caplog.records if record.name == parts.__name__]
     assert record.getMessage().startswith("train.compile: torch.compile does not work here, training runs uncompiled (")
     assert "\n" not in record.getMessage()
