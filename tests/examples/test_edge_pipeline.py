@@ -143,13 +143,11 @@ def test_an_event_that_makes_no_neuron_fire_costs_its_synapses(example, tmp_path
 
 
 def test_what_leaves_a_gate_is_a_spike_in_the_upper_bound(example, tmp_path):
-    """Only spikes cost: a shortcut's spike makes at most 9 leave the gate (its pool is 3 x 3)."""
+    """Only spikes cost: behind q, k, v and the shortcut stand pools of 3 x 3, behind attention the gate itself."""
     table = example.energy_table(CHECKPOINT, profile_of(tmp_path, spike=1.0), recordings=2)
-    highest = {name: bounds[2] for name, bounds in table["pj_per_spike"].items()}
-    gates = {name.removesuffix("gate") for name in load_source(CHECKPOINT).graph.nodes if name.endswith(".gate")}
-    assert gates
-    dearer = {name: cost for name, cost in highest.items() if cost != 1}
-    assert dearer == {f"{gate}shortcut_lif": 1 + 9 for gate in gates}
+    dearer = {name: bounds[2] for name, bounds in table["pj_per_spike"].items() if bounds[2] != 1}
+    pooled = {f"block.0.attn.{name}_lif": 1 + 9 for name in ("shortcut", "q", "k", "v")}
+    assert dearer == {**pooled, "block.0.attn.attn_lif": 1 + 1}
 
 
 def test_on_the_device_an_event_file_needs_no_torch(model, recordings, tmp_path):
