@@ -151,7 +151,7 @@ class Subject:
         for label in FILES:
             if label not in self.contenders:
                 continue
-            found = np.concatenate([self.contenders[label](x), *(self.contenders[label](x[i : i + 1]) for i in (0,))])
+            found = np.concatenate([self.contenders[label](x), self.contenders[label](x[:1])])  # a batch and a sample
             if label.startswith("float32"):
                 wanted = np.concatenate([eager, eager[:1]])
                 far = np.abs(found - wanted).max() / (eager.std() or 1)
