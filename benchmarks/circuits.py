@@ -112,7 +112,7 @@ def write(name: str, profile: str, folder: Path) -> None:
         back, back_peak, _ = child(COMMAND, source, "--target", "onnx", "--out", folder / out, "--no-verify")
         if out == "circuits.onnx":
             raised, raised_peak = back, back_peak
-    a, b = (onnx.load(folder / out) for out in ("circuits.onnx", "network.onnx"))
+    a, b = (onnx.load(folder / out, load_external_data=False) for out in ("circuits.onnx", "network.onnx"))
     equal = a.graph == b.graph and list(a.functions) == list(b.functions)
     print(
         f"{name} {profile}: {nodes} nodes, {neurons:,} neurons, {path.stat().st_size / 1e6:.1f} MB\n"

@@ -32,7 +32,7 @@ def main() -> None:
             print(f"digit {label}: {result.label} after {result.steps} of {result.time_steps} steps")
 
         np.savez(Path(folder) / "state.npz", **stream.state())  # a device that is switched off goes on later
-        with np.load(Path(folder) / "state.npz") as saved:
+        with np.load(Path(folder) / "state.npz", allow_pickle=False) as saved:
             stream.restore(saved)
 
 

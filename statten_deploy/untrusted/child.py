@@ -15,7 +15,7 @@ START = (
     "import sys; sys.path.insert(0, sys.argv[1]); from statten_deploy.untrusted.child import child; "
     "sys.exit(child(*sys.argv[2:]))"
 )
-OVERHEAD_BYTES = 1 << 29
+OVERHEAD_BYTES = 1 << 28
 """What a library may take beside the contents of a file."""
 
 

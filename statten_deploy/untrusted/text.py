@@ -77,7 +77,7 @@ def read_json(path: Path, what: str) -> Any:
         InputError: cannot be read, too large, or not JSON.
     """
     try:
-        check_small(path, MAX_JSON_BYTES, what)
+        check_small(path, MAX_JSON_BYTES, f"a {what}")
         return parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]

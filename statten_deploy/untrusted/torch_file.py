@@ -61,7 +61,10 @@ def read_torch_file(path: Path) -> Mapping[str, Any]:
         zipped = zipfile.is_zipfile(path)
         for name in _references(path, zipped):
             if name not in ALLOWED:
-                raise _refused(path, f"it refers to {name}, which could run code; save the bare state_dict instead")
+                raise _refused(
+                    path,
+                    f"it refers to {name}, which is no part of weights and could run code; save a bare state_dict",
+                )
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             raw = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -84,7 +87,7 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.dtype.is_complex or type(value) not in (Tensor, torch.nn.Parameter):
-            raise CheckpointError(f"{path}: {name!r} is no plain tensor of numbers; save the bare state_dict instead")
+            raise CheckpointError(f"{path}: {name!r} is no plain tensor of numbers; save a bare state_dict")
         stored, needed = value.untyped_storage().nbytes(), value.numel() * value.element_size()
         if needed > stored:
             raise CheckpointError(f"{path}: {name!r} has {value.numel():,} values, of which the file holds fewer")
