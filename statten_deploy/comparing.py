@@ -18,9 +18,9 @@ from statten_deploy.compare.executors import Array
 from statten_deploy.compare.files import write_report
 from statten_deploy.compare.latency import SECONDS, machine, measure, too_slow
 from statten_deploy.compare.lockstep import Runner, reason, run_batch
-from statten_deploy.compare.results import backend_results, profile_infos, silent_layers
+from statten_deploy.compare.results import activity, backend_results, profile_infos
 from statten_deploy.compare.tally import Tally, classes_of, raster_of
-from statten_deploy.compare.verify import BATCH_BYTES
+from statten_deploy.compare.verify import BATCH_BYTES, activity_warnings
 from statten_deploy.energy import Profile, load_profile
 from statten_deploy.energy.counter import InputKind
 from statten_deploy.energy.signals import FIRING
@@ -125,9 +125,7 @@ def compare_backends(
         row.unavailable, row.notes = plain(row.unavailable), list(map(plain, row.notes))
     rows |= {name: _missing(name, source, plain(reason)) for name, reason in missing.items()}
     lead = ran[0].tally.counter.counts()
-    silent = silent_layers(lead)
-    if silent:
-        warnings.append(f"no neuron of {', '.join(silent)} fired on these samples: nothing behind them is compared")
+    warnings += activity_warnings(activity(lead), "compared")
     problems = [f"{name}: {missing[name]}" for name in broken]
     problems += [f"{name}: {problem}" for name, runner in runners.items() for problem in runner.problems]
     return Comparison(

@@ -11,6 +11,7 @@ from statten_deploy.compare.executors import Executor, OnnxExecutor, OnnxInteger
 from statten_deploy.compare.integers import LavaExecutor, NetxExecutor
 from statten_deploy.compare.norse import NorseExecutor
 from statten_deploy.compare.tally import classes_of
+from statten_deploy.compare.verify import activity_warnings
 from statten_deploy.errors import InputError
 from statten_deploy.export.artefact import read_sidecar
 from statten_deploy.export.onnx.integer import FLAVOURS
@@ -92,6 +93,7 @@ def evaluate(
     correct = None
     if part.labels is not None and predictions:
         correct = int((np.asarray(predictions) == part.labels[:count]).sum())
+    counts = {name: (fired, sites[name]) for name, fired in spikes.items()}
     return Evaluation(
         artefact=str(path),
         backend=executor.name,
@@ -101,7 +103,7 @@ def evaluate(
         accuracy=None if correct is None else correct / count,
         predictions=predictions,
         layers=[LayerActivity(name, count, count / sites[name]) for name, count in spikes.items()],
-        warnings=warnings,
+        warnings=[*warnings, *activity_warnings(counts, "told apart")],
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from statten_deploy.errors import InputError
 from statten_deploy.export import artefact
 from statten_deploy.export.artefact import MANIFEST, bundle_files, file_facts
-from statten_deploy.untrusted.text import read_json, shown
+from statten_deploy.untrusted.text import SHOWN, read_json, shown
 
 KIND = "statten-lava-bundle"
 FORMAT = 1
@@ -53,7 +53,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     wrong = [name for name in listed if name not in present or file_facts(folder / name) != listed[name]]
     wrong += [name for name in _loadable(folder) if name not in listed]
     if wrong:
-        wrong = [shown(name) if not name.isprintable() else name for name in wrong]
+        wrong = [name if name.isprintable() and len(name) < SHOWN else shown(name) for name in wrong]
         named = ", ".join(wrong[:NAMED]) + (f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else "")
         raise InputError(f"{folder}: changed or damaged since it was exported: {named}; export again")
     foreign = [name for name in _loadable(folder) if listed[name].get("sha256") != OWN_CODE.get(name)]

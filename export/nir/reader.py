@@ -113,8 +113,9 @@ def _build_node(name: str, tree: Any) -> nir.NIRNode:
     if kind in ("Conv1d", "Conv2d"):
         values.setdefault("input_shape", None)
     try:
-        return nir.dict2NIRNode(_spelt(kind, values))
-    except (AssertionError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        with np.errstate(all="ignore"):
+            return nir.dict2NIRNode(_spelt(kind, values))
+    except (AssertionError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise GraphError(f"node {name!r} ({kind}): {reason}") from None
 

@@ -11,7 +11,7 @@ from statten_deploy.compare.verify import (
     Agreement,
     LayerAgreement,
     batch_size,
-    note_silence,
+    note_activity,
     predicted_classes,
     same_interface,
 )
@@ -46,7 +46,7 @@ def verify_exact(reference: IntegerExecutor, candidate: IntegerExecutor, samples
         del expected, found  # before the next batch needs memory for its own
     if hidden and agreement.passed:
         agreement.notes.append(f"membranes of {len(hidden)} layers are not shown by {candidate.name}: spikes compared")
-    note_silence(agreement)
+    note_activity(agreement)
     return agreement
 
 

@@ -75,6 +75,7 @@ def profile_infos(counts: Counts, profiles: Sequence[Profile], counted_on: str) 
     ]
 
 
-def silent_layers(counts: Counts) -> list[str]:
-    """Neuron layers that never fired: agreement there and behind them means nothing."""
-    return [layer.name for layer in counts.layers if layer.role == "neurons" and layer.neurons and not layer.spikes]
+def activity(counts: Counts) -> dict[str, tuple[int, int]]:
+    """Neuron layer -> (spikes, how many there would be if every neuron fired at every step)."""
+    layers = [layer for layer in counts.layers if layer.role == "neurons" and layer.neurons]
+    return {layer.name: (layer.spikes, layer.updates) for layer in layers}

@@ -1,5 +1,6 @@
 """Does an artefact do what the reference does? Names, then shapes, then values; every disagreement is reported."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +134,7 @@ def verify_against(
         for part in strayed:
             measure_yardstick(agreement, reference.run(samples[part]), yardstick.run(samples[part]))
     judge(agreement)
-    note_silence(agreement)
+    note_activity(agreement)
     return agreement
 
 
@@ -247,12 +248,22 @@ def _trace_first_flips(
             )
 
 
-def note_silence(agreement: Agreement) -> None:
-    """Say which layers never fired: their agreement means nothing."""
-    silent = [layer.name for layer in agreement.layers.values() if layer.reference_spikes == 0]
-    if silent:
-        shown = ", ".join(silent[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
-        agreement.notes.append(f"no neuron of {shown} fired on these samples: nothing behind them is verified")
+def note_activity(agreement: Agreement) -> None:
+    """Say which layers never fired, or always: their agreement means nothing."""
+    counts = {layer.name: (layer.reference_spikes, layer.sites) for layer in agreement.layers.values()}
+    agreement.notes += activity_warnings(counts, "verified")
+
+
+def activity_warnings(counts: Mapping[str, tuple[int, int]], done: str) -> list[str]:
+    """Layers that never fired, or that always did; `counts`: layer -> (spikes, neurons · steps · samples)."""
+    silent = [name for name, (spikes, sites) in counts.items() if sites and spikes == 0]
+    saturated = [name for name, (spikes, sites) in counts.items() if 0 < sites == spikes]
+    found = []
+    for what, names in (("no neuron of {} fired", silent), ("every neuron of {} fired at every step", saturated)):
+        if names:
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            found.append(f"{what.format(shown)} on these samples: nothing behind them is {done}")
+    return found
 
 
 def judge(agreement: Agreement) -> None:

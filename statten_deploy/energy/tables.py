@@ -3,7 +3,6 @@
 import tomllib
 from collections.abc import Callable, Mapping
 from importlib.resources import files
-from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +11,10 @@ from statten_deploy.untrusted.limits import MAX_CONFIG_BYTES
 from statten_deploy.untrusted.text import shown
 
 T = TypeVar("T")
+
+
+LARGEST = 1e30
+"""No cost or size comes near."""
 
 
 class Table:
@@ -38,7 +41,7 @@ class Table:
     def number(self, key: str) -> float:
         """A finite number, not negative."""
         value = self.values.pop(key, None)
-        good = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value >= 0
+        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LARGEST  # not NaN
         if not good or value is None:
             raise ConfigError(f"{self.where}: {key} is {_shown(value)}, expected a number that is not negative")
         return float(value)

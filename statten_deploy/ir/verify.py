@@ -83,9 +83,10 @@ def verify(graph: nir.NIRGraph, *, dt: float | None = None) -> None:
 
     Raises:
         GraphError: dangling or duplicate edges, unknown nodes or ports, ports without an edge, shapes that do not meet,
-            no Input or Output, an Output that no Input reaches, NaN or infinite parameters, time constants that are
-            not positive or are shorter than a step, integers outside the fixed-point widths, heads, groups or windows
-            that do not divide, real-valued signals where 0/1 is defined, signals with and without a time axis mixed.
+            no Input or Output, an Output that no Input reaches, NaN or infinite parameters, thresholds that are not
+            above the reset, time constants that are not positive or are shorter than a step, integers outside the
+            fixed-point widths, heads, groups or windows that do not divide, real-valued signals where 0/1 is defined,
+            signals with and without a time axis mixed.
     """
     problems = list(_problems(graph, dt))
     if problems:
@@ -244,8 +245,22 @@ def _neuron(node: nir.NIRNode, dt: float | None) -> Iterator[str]:
             yield f"{field} must be positive, found {smallest:g} s"
         elif dt is not None and smallest < dt * (1 - 1e-6):
             yield f"{field} {smallest:g} s is shorter than the time step {dt:g} s; use a smaller dt"
+    if isinstance(node, nir.IF | nir.LIF | nir.CubaLIF):
+        yield from _threshold(node)
     if isinstance(node, nir.Delay) and np.min(node.delay, initial=0.0) < 0:
         yield f"delay must not be negative, found {float(np.min(node.delay)):g} s"
+
+
+def _threshold(node: Any) -> Iterator[str]:
+    """A neuron that is above its threshold where a spike leaves it fires for ever."""
+    threshold, reset = np.asarray(node.v_threshold, dtype=np.float64), np.asarray(node.v_reset, dtype=np.float64)
+    if threshold.shape != reset.shape and 1 not in (threshold.size, reset.size):
+        return  # said above
+    never = threshold <= reset
+    if never.any():
+        at = np.unravel_index(int(np.argmax(never)), never.shape)
+        low, high = (float(np.broadcast_to(value, never.shape)[at]) for value in (threshold, reset))
+        yield f"v_threshold must be above v_reset, found {low:g} and {high:g}: such neurons fire at every step"
 
 
 def _bias(node: Any) -> Iterator[str]:

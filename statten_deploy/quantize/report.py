@@ -22,6 +22,10 @@ from statten_deploy.quantize.scales import BIAS_MAX
 Bound = Literal["proved", "calibrated", "unproved"]
 
 
+MANY_CLIPPED = 0.15
+"""Share of a layer's weights beyond the largest integer that is worth a warning: at 2 bits, not at 3."""
+
+
 @dataclass(frozen=True)
 class WeightReport:
     """A weighted node. `clipped` of its `weights` lie beyond the largest integer of their grid."""
@@ -93,6 +97,13 @@ class QuantisationReport:
             found.append(
                 f"{100 * self.input_error:.2g} % of the input values are lost: the encoder holds images in [0, 1], "
                 "else whole numbers from 0 to 255; rescale the inputs"
+            )
+        beyond = [layer.name for layer in self.weights if layer.clipped > MANY_CLIPPED * layer.weights]
+        if beyond:
+            more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+            found.append(
+                f"{', '.join(beyond[:3])}{more}: more than {100 * MANY_CLIPPED:.0f} % of the weights overflow "
+                f"{self.bits} bits and are clipped; use more bits, or weights trained for them (--qat-bits {self.bits})"
             )
         unproved = [layer.name for layer in self.neurons if layer.bound == "unproved"]
         if unproved:

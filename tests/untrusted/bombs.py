@@ -30,7 +30,7 @@ from statten_deploy.models.checkpoint import load_model
 from statten_deploy.models.config import read_yaml
 from statten_deploy.runtime import check_structure
 from statten_deploy.train.data import InputSpec, open_source
-from statten_deploy.train.data.folder import read_image
+from statten_deploy.train.data.images import read_picture
 from tests.untrusted.formats import FORMATS, _ckpt, _read_bundle, _read_sidecar, _stranger
 from tests.untrusted.server import outcome
 
@@ -260,7 +260,7 @@ def _npz(path: Path) -> None:
 
 
 def _picture(path: Path) -> None:
-    read_image(path, InputSpec((3, 8, 8)))
+    read_picture(path, 3)
 
 
 Bomb = tuple[str, Callable[[Path], None], Callable[[Path], Any]]

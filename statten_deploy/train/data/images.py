@@ -10,7 +10,7 @@ import numpy as np
 
 from statten_deploy.errors import InputError
 from statten_deploy.train.data.spec import Float32Array, InputSpec, Samples
-from statten_deploy.untrusted.limits import MAX_PIXELS
+from statten_deploy.untrusted.limits import MAX_PIXELS, check_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,6 +19,8 @@ MODES = {1: "L", 3: "RGB"}
 """Pillow's colour mode for a number of channels."""
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 """Image files that are read; Pillow knows more, some of which start other programs."""
+PIXEL_BYTES = 12
+"""Most that decoding and converting take for a pixel."""
 
 
 class ImageSamples(Samples):
@@ -55,7 +57,10 @@ def read_picture(path: Path, channels: int) -> "Image":
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
+                check_bytes(path, image.width * image.height * PIXEL_BYTES)
                 return image.convert(MODES[channels])
+    except InputError:
+        raise
     except Exception as error:  # Pillow raises a different type for every format and kind of damage
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: cannot be decoded as an image ({detail}); repair or remove it") from None
