@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
 
-.PHONY: setup demo test check lint bench bench-cuda clean help
+.PHONY: setup demo test check lint bench bench-cuda fuzz clean help
 
 help:
 	@echo "make demo   install, export the shipped checkpoint to every target, verify, run (writes $(DEMO)/)"
@@ -16,6 +16,7 @@ help:
 	@echo "make check  lint, types, import directions, then the test suite: what CI runs"
 	@echo "make bench  measured comparisons, printed as ratios"
 	@echo "make bench-cuda  the training step on a CUDA device"
+	@echo "make fuzz   twenty times as many damaged files as the test suite, other ones each day"
 
 setup: $(STAMP)
 
@@ -58,6 +59,9 @@ bench: setup
 bench-cuda: setup
 	@$(BIN)/python benchmarks/training.py --device cuda --batch 64
 	@$(BIN)/python benchmarks/training.py --device cuda --memory --network cifar10dvs-2-256-t16
+
+fuzz: setup
+	STATTEN_FUZZ_FACTOR=20 STATTEN_FUZZ_SEED=$$(date +%Y%m%d)00000 $(BIN)/python -m pytest -q -rP tests/untrusted/test_fuzz.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -27,7 +27,7 @@ class ModelConfig(BaseModel):
         ConfigError: through `ModelConfig.create`, one line that names every wrong field.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
     name: str = "statten"
     dataset: str = ""
@@ -35,7 +35,7 @@ class ModelConfig(BaseModel):
     in_channels: Positive = 3
     num_classes: Positive = 10
     embed_dim: Positive = 256
-    depth: Positive = 2
+    depth: Annotated[int, Field(gt=0, le=1024)] = 2
     num_heads: Positive = 8
     mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
     time_steps: Annotated[int, Field(gt=0, le=1024)] = 4
@@ -94,6 +94,8 @@ class ModelConfig(BaseModel):
                 found.append(f"{field} has {len(values)} values for {self.in_channels} input channels")
         if (self.mean is None) != (self.std is None):
             found.append("mean and std come together")
+        if not all(map(math.isfinite, (*(self.mean or ()), *(self.std or ())))):
+            found.append("mean and std must be finite numbers")
         if self.std is not None and min(self.std) <= 0:
             found.append("std must be positive")
         return found

@@ -13,6 +13,7 @@ from statten_deploy.errors import ConfigError
 from statten_deploy.models.config import ModelConfig, read_yaml
 from statten_deploy.train.released import is_released, translate
 from statten_deploy.untrusted.plain_yaml import parse_yaml
+from statten_deploy.untrusted.text import shown
 
 SECTIONS = ("model", "train")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -27,7 +28,7 @@ class TrainConfig(BaseModel):
     which it stays for `cooldown_epochs`; `schedule` says when it changes.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     optimizer: Literal["adamw", "lamb", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 3e-4
@@ -218,5 +219,5 @@ def _train_config(values: Mapping[str, Any], source: str) -> TrainConfig:
 def _explain(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"unknown key {where!r}; known keys: {', '.join(TrainConfig.model_fields)}"
-    return f"{where}: {item['msg']} (found {item['input']!r})"
+        return f"unknown key {shown(where)}; known keys: {', '.join(TrainConfig.model_fields)}"
+    return f"{where}: {item['msg']} (found {shown(item['input'])})"

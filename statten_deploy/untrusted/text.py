@@ -25,6 +25,8 @@ def _brief(value: object, depth: int) -> str:
         return repr(value[: SHOWN + 1])
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a whole number of {value.bit_length()} bits"
+    if isinstance(value, dict | list | tuple) and value and depth <= 0:
+        return "…"
     if isinstance(value, dict):
         inner = (f"{_brief(key, depth - 1)}: {_brief(entry, depth - 1)}" for key, entry in _first(value.items(), depth))
         return "{" + ", ".join(inner) + ("}" if len(value) <= depth else ", …}")

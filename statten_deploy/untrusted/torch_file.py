@@ -102,6 +102,9 @@ def _refused(path: Path, detail: str) -> CheckpointError:
 def _references(path: Path, zipped: bool) -> Iterator[str]:
     """Every class and function that unpickling would look up."""
     if not zipped:
+        with path.open("rb") as stream:
+            if stream.read(2) == b"PK":
+                raise ValueError("truncated: its directory, which stands at the end, is missing")
         check_bytes(path, path.stat().st_size)  # the old format is read whole
         with path.open("rb") as stream:
             for _ in range(MAGIC_PARTS):

@@ -12,7 +12,7 @@ from tests.untrusted.mutations import mutate
 
 DIGITS = str(ROOT / "models/zoo/digits.ckpt")
 EVENTS = str(ROOT / "models/zoo/digits-events.ckpt")
-RUNS = 6
+RUNS = 3
 """Mutations per format and command; test_fuzz reads thousands in another way."""
 
 
