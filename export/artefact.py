@@ -1,16 +1,17 @@
 """Files appear whole or not at all: write under a temporary name, verify, rename. Each artefact has a sidecar."""
 
+import errno
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from statten_deploy.errors import InputError
+from statten_deploy.export.renames import renames
+from statten_deploy.export.rooms import ASIDE, ENDING, Room, room
 from statten_deploy.sidecar import MANIFEST, file_facts, read_sidecar, sidecar_path
 from statten_deploy.version import __version__
 
@@ -18,7 +19,6 @@ __all__ = [
     "MANIFEST",
     "SIDECAR_FORMAT",
     "Staging",
-    "discard_all",
     "file_facts",
     "read_sidecar",
     "sidecar_path",
@@ -30,35 +30,19 @@ __all__ = [
 SIDECAR_FORMAT = 1
 
 
-_ACTIVE: "list[Staging]" = []
-"""Stagings under way in this process, for `discard_all`."""
-
-
-def discard_all() -> bool:
-    """Remove every temporary file of this process; whether there was any staging. For signal handlers."""
-    active = bool(_ACTIVE)
-    for stage in list(_ACTIVE):
-        stage.discard()
-    return active
-
-
 @dataclass(eq=False)
 class Staging:
-    """Temporary files beside their destinations; `commit` moves them all into place."""
+    """Temporary files in a room beside their destinations; `commit` moves them all into place."""
 
-    folder: Path
+    room: Room
     _files: dict[Path, Path] = field(default_factory=dict)
     _obsolete: list[Path] = field(default_factory=list)
 
     def file(self, destination: Path) -> Path:
-        """A temporary path for `destination`, with the same suffix, in the same file system."""
+        """A temporary path for `destination`, under the same name, in the same file system."""
         if destination.is_dir():
             raise InputError(f"{destination}: is a folder; --out names the file to write")
-        with self._writable(destination):
-            handle, name = tempfile.mkstemp(prefix=f".{destination.stem}.", suffix=destination.suffix, dir=self.folder)
-        os.close(handle)
-        self._files[destination] = Path(name)
-        return Path(name)
+        return self._staged(destination)
 
     def bundle(self, destination: Path, kind: str = "statten") -> Path:
         """A temporary folder for `destination`, an artefact that is a folder with a manifest.
@@ -80,53 +64,57 @@ class Staging:
                     f"{destination}: exists and holds what no export wrote: {', '.join(foreign[:4])}; move it away or "
                     "choose another --out"
                 )
-        with self._writable(destination):
-            name = tempfile.mkdtemp(prefix=f".{destination.stem}.", suffix=destination.suffix, dir=self.folder)
-        self._files[destination] = Path(name)
-        return Path(name)
+        temporary = self._staged(destination)
+        temporary.mkdir()
+        return temporary
 
-    @contextmanager
-    def _writable(self, destination: Path) -> Iterator[None]:
-        """What the system says to a temporary name, said of the one that the user gave."""
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"{destination}: cannot be written in {self.folder} ({error.strerror}); choose another --out"
-            ) from None
+    def _staged(self, destination: Path) -> Path:
+        self._files[destination] = self.room.path / destination.name
+        return self._files[destination]
 
     def remove(self, obsolete: Path) -> None:
         """A file of an earlier export that `commit` removes."""
+        if obsolete.is_dir():
+            raise InputError(f"{obsolete}: is a folder, where an export puts its file; move it away")
         self._obsolete.append(obsolete)
 
     def commit(self) -> list[Path]:
-        """Flush every file to disk and rename it to its final name, sidecars last."""
-        mask = _umask()
-        for temporary in self._files.values():
-            for part in [temporary, *temporary.rglob("*")]:
-                part.chmod((0o777 if part.is_dir() else 0o666) & ~mask)  # temporary files are private
-                if part.is_file():
-                    with part.open("rb") as stream:
-                        os.fsync(stream.fileno())
-        for obsolete in self._obsolete:
-            obsolete.unlink(missing_ok=True)
-        for destination, temporary in self._files.items():
-            if destination.is_dir():  # a folder cannot be replaced in one step: the old one goes aside first
-                aside = Path(tempfile.mkdtemp(prefix=f".{destination.stem}.", suffix=".old", dir=self.folder))
-                destination.replace(aside)
-                temporary.replace(destination)
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                temporary.replace(destination)
+        """Flush every file to disk and rename it to its final name: the first is the artefact, the others describe it.
+
+        What describes the old artefact goes first, the last file (the sidecar) before all others, then the artefacts
+        change places in one step, then the rest follows, the sidecar last. So a process that is killed leaves the old
+        artefact or the new one, and whatever stands beside it belongs to it. A failure puts everything back.
+        """
+        self._flush()
+        artefact, *companions = self._files
+        aside = self.room.path / ASIDE
+        aside.mkdir()
+        with renames() as done:
+            for old in [*reversed(companions), *self._obsolete]:
+                if os.path.lexists(old):
+                    done.move(old, aside / old.name)
+            done.put(self._files[artefact], artefact, aside / artefact.name)
+            for companion in companions:
+                done.move(self._files[companion], companion)
+        _sync(self.room.folder)
         return list(self._files)
 
-    def discard(self) -> None:
-        """Remove what was not committed."""
+    def _flush(self) -> None:
+        mask = _umask()
         for temporary in self._files.values():
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            for part in [*temporary.rglob("*"), temporary]:
+                part.chmod((0o777 if part.is_dir() else 0o666) & ~mask)  # writers differ in what they give
+                _sync(part)
+
+
+def _sync(path: Path) -> None:
+    """Onto the disk; not every file system can do that with folders."""
+    with suppress(OSError) if path.is_dir() else nullcontext():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_manifest(folder: Path, kind: str, form: int, content: Mapping[str, Any]) -> None:
@@ -170,19 +158,51 @@ def _umask() -> int:
 def staging(destination: Path) -> Iterator[Staging]:
     """Stage files beside `destination`; anything not committed is removed, whatever happens.
 
+    What a killed run left there of the same destination is removed, too.
+
     Raises:
-        InputError: the folder does not exist.
+        InputError: the folder does not exist, or nothing can be written there.
     """
     folder = destination.parent
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; create it or choose another --out")
-    stage = Staging(folder)
-    _ACTIVE.append(stage)
     try:
-        yield stage
-    finally:
-        stage.discard()
-        _ACTIVE.remove(stage)
+        with room(folder, destination.name) as entered:
+            yield Staging(entered)
+    except OSError as error:
+        told = _refused(error, destination)
+        if told is None:
+            raise
+        raise InputError(told) from error
+
+
+FULL, FORBIDDEN = "free some space, or choose another --out", "choose another --out, or change its permissions"
+REMEDIES = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: "a limit on the size of files is set (ulimit -f), or the file system has one",
+    errno.EACCES: FORBIDDEN,
+    errno.EPERM: FORBIDDEN,
+    errno.EROFS: FORBIDDEN,
+    errno.EIO: "look at the disk, or choose another --out",
+    errno.ENAMETOOLONG: "choose a shorter --out",
+}
+
+
+def _refused(error: OSError, destination: Path) -> str | None:
+    """What the system said about writing, without temporary names; None where the error is about something else."""
+    about = next((Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name), None)
+    if about is not None and not (about.name.startswith(destination.name) or any(map(_is_room, about.parts))):
+        return None
+    if about is None and error.errno not in REMEDIES:
+        return None
+    shown = destination if about is None or any(map(_is_room, about.parts)) else about
+    remedy = REMEDIES.get(error.errno or 0, "choose another --out")
+    return f"{shown}: cannot be written ({error.strerror or error}); {remedy}"
+
+
+def _is_room(name: str) -> bool:
+    return name.startswith(".") and name.endswith(ENDING)
 
 
 def vectors_path(artefact: Path) -> Path:

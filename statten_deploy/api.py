@@ -201,11 +201,13 @@ def export(
             warnings += agreement.notes
             if not agreement.passed:
                 raise VerificationError(_refusal(path, agreement))
+        content = _sidecar(subject, target, written, agreement, report, warnings)
         if options.test_vectors:
-            _write_vectors(subject, stage.file(vectors_path(path)), samples[: options.test_vectors])
+            vectors = stage.file(vectors_path(path))
+            _write_vectors(subject, vectors, samples[: options.test_vectors])
+            content["test_vectors"] = {"file": vectors.name, **file_facts(vectors)}
         else:
             stage.remove(vectors_path(path))  # those of an earlier export belong to another model
-        content = _sidecar(subject, target, written, agreement, report, warnings)
         write_sidecar(stage.file(sidecar_path(path)), path.name, temporary, content)
         latency, notes = written.latency_steps, list(written.notes)
         return ExportResult(target, stage.commit(), agreement, report, latency, notes, warnings)

@@ -1,6 +1,5 @@
 """The same network in several backends, on the same samples: accuracy, spikes, operations, energy, latency."""
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf, prod
@@ -25,6 +24,7 @@ from statten_deploy.energy import Profile, load_profile
 from statten_deploy.energy.counter import InputKind
 from statten_deploy.energy.signals import FIRING
 from statten_deploy.errors import ConfigError, GraphError, InputError, StattenError, UnsupportedError
+from statten_deploy.export.rooms import scratch
 from statten_deploy.ir import hints, infer_shapes, inline_subgraphs
 from statten_deploy.quantize import Granularity, QuantizeOptions
 from statten_deploy.samples import LOOKED, TOLD, Stream, check_events, open_stream
@@ -102,8 +102,8 @@ def compare_backends(
     kind = _input_kind(source, first, input)
     options = ExportOptions(calibration, bits=bits, granularity=granularity)
     graph, refusal, more = _integer_graph(source, wanted, options, first[:WATCHED])
-    with tempfile.TemporaryDirectory(prefix="statten-compare-") as folder:
-        material = Material(source, graph, refusal, Path(folder), where)
+    with scratch("statten-compare") as folder:
+        material = Material(source, graph, refusal, folder, where)
         engines, missing, broken = _engines(wanted, material)
         runners = _runners(engines, material, kind)
         work = _Work(progress, len(runners) * len(stream.spans(size)) + (2 if latency_seconds else 0))

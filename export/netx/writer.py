@@ -16,6 +16,7 @@ import nir
 import numpy as np
 
 from statten_deploy.errors import InputError
+from statten_deploy.export.hdf5_files import create_hdf5
 from statten_deploy.export.netx.chain import Chain, Layer, read_chain
 from statten_deploy.export.netx.limits import CHIP_BIAS, largest_bias, membrane_bias
 from statten_deploy.fixed_point.arithmetic import CURRENT_SHIFT
@@ -48,17 +49,15 @@ def write_netx(graph: nir.NIRGraph, path: str | Path) -> NetxReport:
 
     Raises:
         GraphError: the graph is not valid. UnsupportedError: what netx cannot hold, all of it by name.
-        InputError: the file cannot be created.
+        InputError: the folder does not exist. OSError: the file cannot be written.
     """
     path = Path(path)
     verify(graph)
     chain = read_chain(graph)
-    try:
-        file = h5py.File(path, "w")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from None
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: cannot be written (the folder {path.parent} does not exist)")
     flat = chain.layers[0].flattened
-    with file:
+    with create_hdf5(path) as file:
         layers = [_input((prod(chain.shape),) if flat else chain.shape)]
         for index, layer in enumerate(chain.layers):
             layers += [{"type": "flatten"}] if layer.flattened and index else []

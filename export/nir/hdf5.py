@@ -16,6 +16,7 @@ import nir
 import numpy as np
 
 from statten_deploy.errors import GraphError, InputError
+from statten_deploy.export.hdf5_files import create_hdf5
 from statten_deploy.untrusted import own
 
 _SMALL = 2048  # bytes; a compressed dataset costs more than this in bookkeeping
@@ -26,23 +27,16 @@ def write_file(path: Path, graph: nir.NIRGraph) -> None:
     """Write a graph of stock nodes; identical graphs give identical bytes.
 
     Raises:
-        InputError: the file cannot be created.
+        InputError: the folder does not exist.
+        OSError: the file cannot be written.
         GraphError: metadata that HDF5 cannot hold.
     """
-    try:
-        file = h5py.File(path, "w")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({_reason(error, path)})") from None
-    with file:
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written (the folder {path.parent} does not exist)")
+    with create_hdf5(path) as file:
         _write_value(file, "version", nir.version)
         _write_node(file.create_group("node"), graph)
     own.remember(path)
-
-
-def _reason(error: OSError, path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"the folder {path.parent} does not exist"
-    return str(error).splitlines()[0]
 
 
 def node_fields(node: Any) -> dict[str, Any]:

@@ -138,8 +138,8 @@ def run(app: typer.Typer, name: str, arguments: list[str] | None = None, interru
 
 def _terminate(*_: object) -> None:
     """Temporary files go at once: an exception raised here can get lost in a callback of some C library."""
-    artefact = sys.modules.get("statten_deploy.export.artefact")
-    if artefact is not None and artefact.discard_all():
+    rooms = sys.modules.get("statten_deploy.export.rooms")
+    if rooms is not None and rooms.discard_all():
         os._exit(143)
     sys.exit(143)
 
