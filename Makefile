@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
 
-.PHONY: setup demo test check lint bench bench-cuda fuzz clean help
+.PHONY: setup demo test check lint bench bench-cuda fuzz soak audit sbom licences clean help
 
 help:
 	@echo "make demo   install, export the shipped checkpoint to every target, verify, run (writes $(DEMO)/)"
@@ -17,6 +17,8 @@ help:
 	@echo "make bench  measured comparisons, printed as ratios"
 	@echo "make bench-cuda  the training step on a CUDA device"
 	@echo "make fuzz   twenty times as many damaged files as the test suite, other ones each day"
+	@echo "make soak   a day of frames through the runtime: memory, and results against whole samples"
+	@echo "make audit  known vulnerabilities of all pins, licences; make sbom writes sbom.json (CycloneDX)"
 
 setup: $(STAMP)
 
@@ -63,5 +65,25 @@ bench-cuda: setup
 fuzz: setup
 	STATTEN_FUZZ_FACTOR=20 STATTEN_FUZZ_SEED=$$(date +%Y%m%d)00000 $(BIN)/python -m pytest -q -rP tests/untrusted/test_fuzz.py
 
+soak: setup
+	$(BIN)/python benchmarks/soak.py
+
+# Tools that look at the environment live in one of their own, so that they are no part of what they look at.
+TOOLS := $(VENV)/tools
+
+$(TOOLS)/.installed: $(STAMP)
+	$(BIN)/python -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-tools.txt cyclonedx-bom pip-audit
+	touch $@
+
+audit: $(TOOLS)/.installed
+	$(TOOLS)/bin/pip-audit --strict --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+sbom: $(TOOLS)/.installed
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON --output-file sbom.json --validate $(BIN)/python
+
+licences: setup
+	$(BIN)/python .ci/licences.py
+
 clean:
-	rm -rf $(VENV) $(DEMO) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(DEMO) sbom.json runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -94,7 +94,8 @@ def test_rooms_of_running_processes_of_other_names_and_links_stay(tmp_path: Path
     (tmp_path / ".other.nir.7777.partial").mkdir()
     (tmp_path / ".m.nir.8888.partial" / "inner").mkdir(parents=True)
     with room(tmp_path, "m.nir") as running:
-        program = "import pathlib, sys; from statten_deploy.export.rooms import sweep; sweep(pathlib.Path(sys.argv[1]), 'm.nir')"
+        program = "import pathlib, sys\n"
+        program += "from statten_deploy.export.rooms import sweep\nsweep(pathlib.Path(sys.argv[1]), 'm.nir')"
         subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
         assert running.path.is_dir()
     left = {path.name for path in tmp_path.iterdir()}
@@ -155,7 +156,8 @@ def test_long_names(tmp_path: Path) -> None:
 
 def test_scratch_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    program = "import os, signal\nfrom statten_deploy.export.rooms import scratch\nwith scratch('statten-x'):\n    os.kill(os.getpid(), 9)"
+    program = "import os\nfrom statten_deploy.export.rooms import scratch\n"
+    program += "with scratch('statten-x'):\n    os.kill(os.getpid(), 9)"
     killed = subprocess.run([sys.executable, "-c", program], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 1
