@@ -110,8 +110,10 @@ class LavaRunner:
                 ) from None
             try:
                 assert process.stdout is not None  # a pipe was asked for
-                told = process.stdout.read()
-                status = process.wait()
+                status = process.wait(self.limit_s + STOP_SECONDS)  # run.py ends at the limit, unless it hangs itself
+                told = process.stdout.read()  # one line, which fits into a pipe
+            except subprocess.TimeoutExpired:
+                raise StattenError(f"{self.folder}: run.py hangs, {self.limit_s:g} s were its limit; stopped") from None
             finally:
                 _stop(process)
             errors.seek(0)

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,8 +137,9 @@ def run(app: typer.Typer, name: str, arguments: list[str] | None = None, interru
     return result if isinstance(result, int) else 0
 
 
-def _terminate(*_: object) -> None:
+def _terminate(name: str, *_: object) -> None:
     """Temporary files go at once: an exception raised here can get lost in a callback of some C library."""
+    os.write(2, f"{name}: error: terminated\n".encode())  # whoever else writes to stderr may be in the middle of it
     rooms = sys.modules.get("statten_deploy.export.rooms")
     if rooms is not None and rooms.discard_all():
         os._exit(143)
@@ -148,7 +150,7 @@ def main_for(app: typer.Typer, name: str, interrupted: str = NOTHING_WRITTEN) ->
     """The console entry point of `app`. `interrupted`: as in `run`."""
 
     def main() -> None:
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, partial(_terminate, name))
         status = run(app, name, interrupted=interrupted)
         sys.stdout.flush()
         sys.exit(status)

@@ -127,6 +127,19 @@ def test_shared_memory_of_processes_that_had_to_be_killed_is_removed(monkeypatch
         mine.unlink()
 
 
+def test_a_run_py_that_hangs_is_stopped(
+    bundle: Path, x: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps the limit itself; this one does not, nor does it see that its standard input closes."""
+    monkeypatch.setattr("statten_deploy.export.lava.runner.STOP_SECONDS", 0.5)
+    hanging = tmp_path / "python"
+    hanging.write_text(f"#!/bin/bash\nexec -a {bundle} sleep 600\n")
+    hanging.chmod(0o755)
+    with pytest.raises(StattenError, match=r"run\.py hangs, 0\.5 s were its limit; stopped"):
+        LavaRunner(bundle, limit_s=0.5, python=str(hanging)).run(x)
+    assert processes_of(bundle) == {}
+
+
 def test_damaged_bundles_are_not_started(bundle: Path, x: np.ndarray) -> None:
     runner = LavaRunner(bundle)
     (bundle / "statten_lava" / "evil.py").write_text("raise SystemExit")
