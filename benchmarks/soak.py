@@ -24,6 +24,8 @@ SAMPLES = 32
 """Different samples, over and over."""
 MARKS = 40
 """Times at which memory is looked at."""
+ROUNDING = 1e-5
+"""Of logits: engines order the sums of a batch in another way than those of one sample."""
 FLAT_BYTES_PER_FRAME = 8.0
 """A single float that every frame leaves behind would show."""
 FLAT_BYTES = 4 << 20
@@ -132,7 +134,8 @@ def main() -> int:
             "unbroken": long_stream(session, min(frames, 20_000)),
         }
     print(json.dumps(report, indent=2))
-    good = all(report[part]["flat"] and report[part]["largest_difference"] == 0 for part in ("single", "concurrent"))
+    parts = report["single"], report["concurrent"]
+    good = all(part["flat"] and part["largest_difference"] <= ROUNDING for part in parts)
     good &= report["unbroken"]["finite"] and report["unbroken"]["different"] == 0
     good &= len(set(report["unbroken"]["state_bytes"])) == 1
     return 0 if good else 1
