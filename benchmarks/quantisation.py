@@ -53,7 +53,7 @@ def accuracy() -> Table:
     for path in sorted(ZOO.glob("*bit.ckpt")):
         source = load_source(path)
         x, y = load_arrays("digits", "test", source.config)
-        table.add_row(path.stem, "trained for it", "", str(correct(source.executor, x, y)))
+        table.add_row(path.stem, "trained for it", "", str(correct(source.runnable()[0], x, y)))
     return table
 
 

@@ -8,7 +8,6 @@ from traceback import format_exception
 from typing import Any, Literal
 
 import nir
-import numpy as np
 
 from statten_deploy.api import ExportOptions, Model, subject_of
 from statten_deploy.backends import BACKENDS, REFERENCES, SHOW_MEMBRANES, Engine, Material
@@ -20,7 +19,7 @@ from statten_deploy.compare.lockstep import Runner, reason, run_batch
 from statten_deploy.compare.results import activity, backend_results, profile_infos
 from statten_deploy.compare.tally import Tally, classes_of, raster_of
 from statten_deploy.compare.verify import BATCH_BYTES, activity_warnings
-from statten_deploy.energy import Profile, load_profile
+from statten_deploy.energy import DEFAULT_PROFILES, Profile, likely_input, load_profile
 from statten_deploy.energy.counter import InputKind
 from statten_deploy.energy.signals import FIRING
 from statten_deploy.errors import ConfigError, GraphError, InputError, StattenError, UnsupportedError
@@ -33,8 +32,6 @@ from statten_deploy.source import Source, load_source
 from statten_deploy.train.data import DATASETS
 from statten_deploy.version import __version__
 
-DEFAULT_PROFILES = ("45nm-fp32", "45nm-int8", "loihi1")
-"""The convention of the literature for both arithmetics, and a chip by event counts."""
 BATCH = 128
 """Most samples in a batch, unless told otherwise."""
 WATCHED = 16
@@ -192,11 +189,10 @@ def _batch_size(source: Source) -> int:
 
 def _input_kind(source: Source, x: Array, told: Literal["frames", "events"] | None) -> InputKind:
     """Frames of whole numbers are events, unless told otherwise."""
-    if hints(source.graph).get("input") == "image":
-        if told is not None:
-            raise ConfigError(f"--input {told}: {source.name} takes images; leave the option out")
-        return "image"
-    return told or ("events" if np.array_equal(np.rint(x), x) else "frames")
+    likely = likely_input(source.graph, x)
+    if likely == "image" and told is not None:
+        raise ConfigError(f"--input {told}: {source.name} takes images; leave the option out")
+    return told or likely
 
 
 def _integer_graph(

@@ -47,14 +47,14 @@ class Source:
         """Whether the graph is one of integers (a quantised NIR file)."""
         return is_quantised(self.graph)
 
-    @property
-    def executor(self) -> Executor:
-        """What ``statten-run`` runs: the integer network where the source is one or was trained as one."""
+    def runnable(self) -> tuple[Executor, nir.NIRGraph]:
+        """What ``statten-run`` runs, and its graph: the integer network where the source is or was trained as one."""
         if self.quantised:
-            return FixedExecutor(self.graph, name="nir")
+            return FixedExecutor(self.graph, name="nir"), self.graph
         if self.trained is not None:
-            return TorchIntExecutor(quantize(self.graph, self.trained))
-        return self.reference
+            graph = quantize(self.graph, self.trained)
+            return TorchIntExecutor(graph), graph
+        return self.reference, self.graph
 
     @property
     def reference(self) -> Traceable:

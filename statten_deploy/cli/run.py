@@ -19,6 +19,7 @@ from statten_deploy.cli.common import (
     make_app,
     warn,
 )
+from statten_deploy.cli.scores import accuracy_line, show_energy
 
 if TYPE_CHECKING:
     from statten_deploy.evaluate import Evaluation
@@ -51,7 +52,7 @@ def run(
     debug: DebugOption = False,
     version: VersionOption = False,
 ) -> None:
-    """Run an artefact or a checkpoint on data; print its accuracy and how often its neurons fire."""
+    """Run an artefact or a checkpoint on data; print its accuracy, how often its neurons fire, and its energy."""
     from statten_deploy.evaluate import evaluate
     from statten_deploy.models.config import read_config_values
 
@@ -76,8 +77,9 @@ def run(
 
 def _show(result: "Evaluation") -> None:
     typer.echo(f"{result.artefact} ({result.backend}) on {result.samples} samples of {result.data}")
-    if result.accuracy is not None:
-        typer.echo(f"accuracy {result.accuracy:.2%} ({result.correct}/{result.samples})")
+    if result.accuracy is not None and result.correct is not None:
+        score = accuracy_line(result.accuracy, result.top5_accuracy, result.correct, result.samples)
+        typer.echo(f"accuracy {score}")
     elif not result.predictions:
         typer.echo("the output is a feature map: no classes to predict")
     else:
@@ -85,6 +87,7 @@ def _show(result: "Evaluation") -> None:
     width = max((len(layer.name) for layer in result.layers), default=0)
     for layer in result.layers:
         typer.echo(f"  {layer.name:<{width}}  {layer.spikes:>12,} spikes  firing rate {layer.firing_rate:.4f}")
+    show_energy(result.energy_pj, result.energy_samples, result.energy_note)
 
 
 app = make_app(run)

@@ -15,6 +15,7 @@ from statten_deploy.cli.common import (
     make_app,
     on_terminal,
 )
+from statten_deploy.cli.scores import accuracy_line, show_energy
 
 if TYPE_CHECKING:
     from statten_deploy.train.run import TrainResult
@@ -55,11 +56,15 @@ def train(
         int | None,
         typer.Option(min=2, max=8, help="Train the integer network with weights of so many bits. Needs --init."),
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Show where the time goes, by phase and operation; profile.txt has it all."),
+    ] = False,
     json_: JsonOption = False,
     debug: DebugOption = False,
     version: VersionOption = False,
 ) -> None:
-    """Train a spiking transformer; print where its checkpoint is and its accuracy on the test split.
+    """Train a spiking transformer; print where its checkpoint is, and its accuracy and energy on the test split.
 
     Writes best.ckpt (lowest validation loss; final.ckpt where nothing is held out), last.ckpt (to resume), recipe.yaml
     and TensorBoard and CSV logs.
@@ -78,7 +83,15 @@ def train(
     from statten_deploy.train.run import train as run
 
     result = run(
-        recipe, data, out, device=device.value, resume=resume, init=init, qat_bits=qat_bits, progress=on_terminal()
+        recipe,
+        data,
+        out,
+        device=device.value,
+        resume=resume,
+        init=init,
+        qat_bits=qat_bits,
+        progress=on_terminal(),
+        profile=profile,
     )
     if result is None:  # one of several processes: the first one tells
         return
@@ -96,7 +109,14 @@ def _show(result: "TrainResult") -> None:
     if result.seconds_compiling:
         typer.echo(f"{result.seconds_compiling:.0f} s of {result.seconds:.0f} s went into compiling")
     typer.echo(f"checkpoint {result.checkpoint} ({result.bytes:,} bytes, {result.selected_by})")
-    typer.echo(f"test accuracy{form} {result.test_accuracy:.2%} ({result.test_correct}/{result.test_samples})")
+    score = accuracy_line(result.test_accuracy, result.test_top5_accuracy, result.test_correct, result.test_samples)
+    typer.echo(f"test accuracy{form} {score}")
+    width = max(map(len, result.firing_rates))
+    for name, rate in result.firing_rates.items():
+        typer.echo(f"  {name:<{width}}  firing rate {rate:.4f}")
+    show_energy(result.energy_pj, result.energy_samples, result.energy_note)
+    if result.profile is not None:
+        typer.echo(f"\n{result.profile.text(operations=10)}")
 
 
 app = make_app(train)

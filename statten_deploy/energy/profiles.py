@@ -27,6 +27,9 @@ EVENT_FIGURES = (
     "hop_north_south",
 )
 
+DEFAULT_PROFILES = ("45nm-fp32", "45nm-int8", "loihi1")
+"""The convention of the literature for both arithmetics, and a chip by event counts."""
+
 REFUSED = {
     "loihi2": "no energy per operation has been published for Loihi 2 (PMC10326429, Table 3, lists it as NA); "
     "take loihi1 for an order of magnitude, or give a .toml file with figures that you measured"

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from statten_deploy.energy import EnergyEstimator
 from statten_deploy.errors import ConfigError, InputError
 from statten_deploy.frontend import build_graph
 from statten_deploy.models.checkpoint import Quantisation, build_model, file_sha256, load_checkpoint, load_model
@@ -27,6 +28,8 @@ from statten_deploy.train.datamodule import StattenData
 from statten_deploy.train.distributed import BatchNormSync, layout
 from statten_deploy.train.module import StattenModule
 from statten_deploy.train.parts import seconds_compiling
+from statten_deploy.train.profiling import FILE as PROFILE
+from statten_deploy.train.profiling import TrainProfile, TrainProfiler
 from statten_deploy.train.resume import LAST, START, check_resume
 from statten_deploy.train.saving import AtomicCheckpointIO, LastCheckpoint
 from statten_deploy.train.scoring import Accuracy, evaluate, evaluate_integers
@@ -60,7 +63,8 @@ QUIET = (
 class TrainResult:
     """What a run gave. Times in seconds of this call; accuracies are of the written checkpoint's weights.
 
-    With `quantisation`, accuracy and firing rates are those of its integer network.
+    With `quantisation`, accuracy, firing rates and energy are those of its integer network. Energy is in pJ per sample
+    by cost profile, counted on `energy_samples` of the test samples; where it cannot be, `energy_note` says why.
     """
 
     checkpoint: str
@@ -77,10 +81,16 @@ class TrainResult:
     test_samples: int
     test_correct: int
     test_accuracy: float
+    test_top5_accuracy: float | None
+    """None where there are no more than five classes."""
     firing_rates: dict[str, float]
+    energy_pj: dict[str, float]
+    energy_samples: int
+    energy_note: str
     quantisation: Quantisation | None = None
     processes: int = 1
     seconds_compiling: float = 0.0
+    profile: TrainProfile | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object ``statten-train --json`` prints."""
@@ -97,6 +107,7 @@ def train(
     init: Path | None = None,
     qat_bits: int | None = None,
     progress: bool = False,
+    profile: bool = False,
 ) -> TrainResult | None:
     """Train `recipe` and evaluate the checkpoint it gives on the test split.
 
@@ -106,6 +117,7 @@ def train(
     `out`: folder of the run; default ``runs/<model name>``, numbered if taken, or the folder of `resume`.
     `init`: a checkpoint of the same network whose weights to start from.
     `qat_bits`: train the network's integer form with weights of so many bits; needs `init` or `resume`.
+    `profile`: watch where the time goes; also written to ``profile.txt`` in the folder.
 
     Raises:
         InputError: data, device, folder or checkpoint are not what they should be.
@@ -118,9 +130,8 @@ def train(
     place = START if resume is None else check_resume(resume, recipe, quantisation)
     devices, nodes = layout(recipe.train)
     start = None if init is None else load_model(init, recipe.model.model_dump(mode="json", exclude=set(LABELS)))
-    first = not getattr(
-        rank_zero_only, "rank", 0
-    )  # others get the folder from the first one when they write, which they do not
+    first = not getattr(rank_zero_only, "rank", 0)
+    # Others get the folder from the first one when they write, which they do not.
     folder = _folder(recipe, out, resume) if first else Path()
     with _threads(recipe.train.threads), _quiet(), _without_worker_traceback():
         batches = StattenData(chosen, recipe.model, recipe.train, place)
@@ -132,6 +143,7 @@ def train(
         torch.manual_seed(recipe.train.seed)
         module = StattenModule(recipe.model, recipe.train, quantisation, start)
         selecting = batches.validation_samples is not None
+        profiler = TrainProfiler(accelerator) if profile and first else None
         trainer = L.Trainer(
             accelerator=accelerator,
             strategy=_strategy(devices, nodes),
@@ -146,6 +158,7 @@ def train(
             default_root_dir=folder,
             logger=loggers,
             callbacks=_callbacks(folder, selecting, progress, recipe.train.save_every_steps),
+            profiler=profiler,
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -156,6 +169,9 @@ def train(
             return None
         seconds = time.perf_counter() - started
         model, score = _score(checkpoint, batches, accelerator)
+    found = None if profiler is None else profiler.result()
+    if found is not None:
+        (folder / PROFILE).write_text(found.text() + "\n", encoding="utf-8")
     held = batches.validation_samples
     return TrainResult(
         checkpoint=str(checkpoint),
@@ -172,10 +188,15 @@ def train(
         test_samples=score.samples,
         test_correct=score.correct,
         test_accuracy=score.accuracy,
+        test_top5_accuracy=None if score.top5 is None else score.top5 / score.samples,
         firing_rates=score.firing_rates,
+        energy_pj=score.energy.energy_pj,
+        energy_samples=score.energy.samples,
+        energy_note=score.energy.note,
         quantisation=quantisation,
         processes=trainer.world_size,
         seconds_compiling=round(seconds_compiling() - compiling, 3),
+        profile=found,
     )
 
 
@@ -198,10 +219,11 @@ def _score(checkpoint: Path, batches: StattenData, accelerator: str) -> tuple[ST
     """The written file on the test split: in integers where it was trained for them."""
     written = load_checkpoint(checkpoint)
     model = build_model(written)
+    graph, count = build_graph(model), len(batches.test_samples)
     if written.quantisation is None:
-        return model, evaluate(model, batches.test_loader(), accelerator)
-    graph = quantize(build_graph(model), QuantizeOptions(**written.quantisation))
-    return model, evaluate_integers(graph, batches.test_loader(), accelerator)
+        return model, evaluate(model, batches.test_loader(), accelerator, EnergyEstimator(graph, count))
+    graph = quantize(graph, QuantizeOptions(**written.quantisation))
+    return model, evaluate_integers(graph, batches.test_loader(), accelerator, EnergyEstimator(graph, count))
 
 
 def _accelerator(device: str) -> str:

@@ -1,6 +1,7 @@
 """The commands as users type them: files, sidecars, JSON, exit statuses, one-line errors."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import torch
 
 from statten_deploy import export_nir
 from statten_deploy.models.checkpoint import CONFIG_KEY, load_model
-from tests.cli.commands import DIGITS, ZOO, error_line, export, run
+from tests.cli.commands import DIGITS, ZOO, compare, error_line, export, run
 from tests.conftest import lively_input, lively_model, small_config
 
 
@@ -386,3 +387,31 @@ def test_examples_run() -> None:
     for name in ("export_and_run.py", "third_party_nir.py"):
         done = subprocess.run([sys.executable, root / "examples" / name], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_run_prints_what_compare_counts(here: Path, capsys) -> None:
+    """Top-5, firing rates and energy of a checkpoint and of its NIR file; an ONNX file says why it has no energy."""
+    assert export(DIGITS, "--target", "nir", "--no-verify") == export(DIGITS, "--target", "onnx", "--no-verify") == 0
+    assert compare(DIGITS, "--backends", "torch", "--latency-seconds", 0, "--samples", 360, "--out", here / "c") == 0
+    (row,) = json.loads((here / "c/report.json").read_text())["backends"]
+    capsys.readouterr()
+    for path in (DIGITS, "digits.nir", "digits.onnx"):
+        assert run(path, "--data", "digits", "--json") == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["accuracy"], told["top5_accuracy"]) == (355 / 360, 1.0)
+        rates = {layer["name"]: layer["firing_rate"] for layer in told["layers"]}
+        assert rates == pytest.approx(
+            {each["name"]: each["firing_rate"] for each in row["layers"] if each["name"] in rates}
+        )
+        if path == "digits.onnx":
+            assert (told["energy_pj"], told["energy_samples"]) == ({}, 0)
+            assert "statten-compare MODEL" in told["energy_note"]
+        else:
+            assert told["energy_pj"] == pytest.approx(row["energy_pj"], rel=1e-12)
+            assert (told["energy_samples"], told["energy_note"]) == (360, "")
+    assert run(DIGITS, "--data", "digits", "--samples", 40) == 0
+    text = capsys.readouterr().out
+    assert ", top-5 100.00%" in text
+    assert "energy per sample, dynamic only, from the spikes of 40 samples" in text
+    for name in ("45nm-fp32", "45nm-int8", "loihi1"):
+        assert re.search(rf"^  {name} +[\d.]+ [µn]J", text, re.MULTILINE)

@@ -1,6 +1,7 @@
 """``statten-train`` as users type it: files, JSON, resume, exit statuses, one-line errors."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,10 @@ def test_train_says_where_the_checkpoint_is_and_how_good(tiny, tmp_path: Path, c
     assert f"checkpoint {out / 'best.ckpt'} (" in captured.out
     assert "test accuracy " in captured.out
     assert "/18)" in captured.out
+    assert "top-5" not in captured.out  # of three classes
+    assert re.search(r"^  block\.0\.attn\.attn_lif +firing rate [01]\.\d{4}$", captured.out, re.MULTILINE)
+    assert "energy per sample, dynamic only, from the spikes of 18 samples" in captured.out
+    assert re.search(r"^  loihi1 +[\d.]+ [µnp]J", captured.out, re.MULTILINE)
     assert captured.err == ""
     assert load_model(out / "best.ckpt").config.name == "tiny"
 
@@ -80,7 +85,7 @@ def test_training_in_integers_from_a_checkpoint(tiny, tmp_path: Path, capsys) ->
         (("--set", "lr"), "expected key=value"),
         (
             ("--data", "missing-folder"),
-            "missing-folder: no such data; expected a built-in data set (digits, digits-events), one that you have",
+            "missing-folder: no such data; expected a built-in data set (digits, digits-events, ",
         ),
         (("--data", "digits"), "digits: the data are still images of shape [1, 16, 16], the network takes [1, 8, 8]"),
         (("--set", "image_size=16"), "stripes.npz: 'x' has shape [90, 1, 8, 8], the network takes [N, 1, 16, 16]"),
@@ -124,6 +129,9 @@ def test_digits_start_from_the_shipped_recipe(tmp_path: Path, capsys) -> None:
     result = json.loads(capsys.readouterr().out)
     assert (result["train_samples"], result["validation_samples"], result["test_samples"]) == (1437, 0, 360)
     assert result["data"] == "digits"
+    assert result["test_accuracy"] <= result["test_top5_accuracy"] <= 1
+    assert (result["energy_samples"], result["energy_note"]) == (360, "")
+    assert set(result["energy_pj"]) == {"45nm-fp32", "45nm-int8", "loihi1"}
 
 
 def test_help_is_quick_because_it_imports_no_torch() -> None:

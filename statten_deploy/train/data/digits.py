@@ -16,22 +16,26 @@ from statten_deploy.train.data.split import TEST_FRACTION, TEST_SEED, stratified
 
 SHAPE = (1, 16, 16)
 OWN_SHAPE = (1, 8, 8)
+"""As scikit-learn has them."""
 CLASSES = 10
 
 
 def open_digits(spec: InputSpec) -> Source:
     """The digits: values/16 in [0, 1], enlarged to [1, 16, 16]; 1437 train and 360 test images, stratified.
 
-    A network that takes [1, 8, 8] gets them as they are.
-
     Raises:
-        InputError: the network takes something else than such an image.
+        InputError: the network takes something else than one 16x16 grey image.
     """
-    if spec.shape not in (SHAPE, OWN_SHAPE):
+    if spec.shape != SHAPE:
         raise InputError(
             f"digits: the data are still images of shape {list(SHAPE)}, the network takes {list(spec.shape)}; "
             "set in_channels: 1, image_size: 16 and input: image, or give other data with --data"
         )
+    return digits_of_size(spec)
+
+
+def digits_of_size(spec: InputSpec) -> Source:
+    """The same digits enlarged to `SHAPE`, or of their `OWN_SHAPE`."""
     if spec.classes is not None and spec.classes != CLASSES:
         raise InputError(
             f"digits: the data have {CLASSES} classes, the network has {spec.classes}; set num_classes: 10"

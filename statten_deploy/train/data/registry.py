@@ -11,7 +11,7 @@ from statten_deploy.models.config import ModelConfig
 from statten_deploy.train.data.cifar import CLASSES as CIFAR
 from statten_deploy.train.data.cifar import SHAPE as CIFAR_SHAPE
 from statten_deploy.train.data.cifar import download_cifar, open_cifar
-from statten_deploy.train.data.digits import OWN_SHAPE, SHAPE, open_digits
+from statten_deploy.train.data.digits import OWN_SHAPE, SHAPE, digits_of_size, open_digits
 from statten_deploy.train.data.digits_events import open_digits_events
 from statten_deploy.train.data.event_files import is_events, open_events, split_sensor
 from statten_deploy.train.data.event_sets import EVENT_SETS, download_event_set, open_event_set
@@ -24,7 +24,7 @@ from statten_deploy.train.data.split import TEST_FRACTION, TEST_SEED, fixed_orde
 DATASETS: dict[str, Callable[[InputSpec], Source]] = {
     "digits": open_digits,
     "digits-events": open_digits_events,
-    "sequential-digits": sequential("sequential-digits", open_digits, (OWN_SHAPE, SHAPE)),
+    "sequential-digits": sequential("sequential-digits", digits_of_size, (OWN_SHAPE, SHAPE)),
 }
 """Data sets that come with the package."""
 
