@@ -58,7 +58,9 @@ def train(
     ] = None,
     profile: Annotated[
         bool,
-        typer.Option("--profile", help="Show where the time goes, by phase and operation; profile.txt has it all."),
+        typer.Option(
+            "--profile", help="Show where the time goes, by phase and by operation; all of it in profile.txt."
+        ),
     ] = False,
     json_: JsonOption = False,
     debug: DebugOption = False,

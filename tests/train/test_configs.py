@@ -28,6 +28,8 @@ PUBLISHED: dict[str, float] = {
     "digits-events": 0.11,
     "digits-stream-4bit": 0.11,
     "sequential-digits": 0.1,
+    "sequential-cifar10": 2.57,
+    "sequential-cifar100": 2.59,
 }
 """Million parameters."""
 
