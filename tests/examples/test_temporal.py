@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import tests.train.recipes  # noqa: F401 - imports Lightning before warnings are errors
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples/temporal"
 MINI = ("--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "embed_dim=16", "--set", "lr=0.02")
