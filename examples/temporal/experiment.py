@@ -12,7 +12,7 @@ Networks. models/configs/sequential-digits.yaml (1 block of width 64, 4 heads, 4
 Training. That recipe for every variant: no variant is tuned. No epoch is chosen: the last one is kept. The test split
     is used once, after training. The learning rate is that of the recipe `digits`; width and epochs were set by what
     one busy core can do in an hour, after six trial runs on 70 % of the training images, scored on the other 30 %, and
-    one of SDT with 16 epochs, which took too long.
+    one run each of `sdt` and `block-1` with 16 epochs, which took too long.
 Measured. Test accuracy, and energy per image from the spikes of the whole test split, as `statten-compare` counts it.
 Analysis. Differences are paired by seed (mean of five, 95 % interval of Student's t with 4 degrees of freedom):
     every variant minus SDT, and every window minus `block-1`. A difference is called distinguishable only if its
@@ -178,7 +178,8 @@ def table(runs: Sequence[Run]) -> str:
                 f"{mean(getattr(run, key) / run.samples for run in found.values()):,.0f}"
                 for key in ("spikes", "synops")
             ),
-            *(f"{mean(getattr(run, key) for run in found.values()) / 1e3:.2f} nJ" for key in ("fp32_pj", "loihi1_pj")),
+            f"{mean(run.fp32_pj for run in found.values()) / 1e3:.1f} nJ",
+            f"{mean(run.loihi1_pj for run in found.values()) / 1e6:.3f} µJ",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -210,9 +211,9 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         values = [100 * run.accuracy for run in found]
         top.plot([place] * len(values), values, "o", color="tab:blue", alpha=0.45, markersize=5)
         top.plot([place - 0.25, place + 0.25], [mean(values)] * 2, color="black", linewidth=2)
-        bottom.bar(place, mean(run.loihi1_pj for run in found) / 1e3, color="tab:gray", width=0.6)
+        bottom.bar(place, mean(run.loihi1_pj for run in found) / 1e6, color="tab:gray", width=0.6)
     top.set_ylabel("test accuracy (%)")
-    bottom.set_ylabel("nJ per image\n(Loihi 1 figures)")
+    bottom.set_ylabel("µJ per image\n(Loihi 1 figures)")
     bottom.set_xticks(range(len(names)), names, rotation=30, ha="right")
     top.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=100)
