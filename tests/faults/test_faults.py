@@ -75,10 +75,10 @@ def test_hdf5_fails_wherever_the_disk_is_full(limit: int, open_folder: Path, cap
 
 
 def test_a_disk_that_is_full(open_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A real one, of 64 KiB."""
+    """A real one, of 8 KiB."""
     disk = open_folder / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "none", str(disk)]
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("file systems cannot be mounted here")
     try:
