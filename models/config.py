@@ -94,8 +94,6 @@ class ModelConfig(BaseModel):
                 found.append(f"{field} has {len(values)} values for {self.in_channels} input channels")
         if (self.mean is None) != (self.std is None):
             found.append("mean and std come together")
-        if not all(map(math.isfinite, (*(self.mean or ()), *(self.std or ())))):
-            found.append("mean and std must be finite numbers")
         if self.std is not None and min(self.std) <= 0:
             found.append("std must be positive")
         return found

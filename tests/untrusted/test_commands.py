@@ -51,6 +51,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore")  # what libraries deprecate is no concern of these files
 @pytest.mark.parametrize(("name", "what"), COMMANDS)
 def test_command(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, what: str) -> None:
     app, arguments = COMMANDS[name, what]
