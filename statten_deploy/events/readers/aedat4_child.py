@@ -8,13 +8,14 @@ from statten_deploy.errors import InputError
 from statten_deploy.events.events import Events
 from statten_deploy.events.readers.limits import EVENT_BYTES, check_count, write_events
 from statten_deploy.untrusted.child import limit_memory
+from statten_deploy.untrusted.limits import max_bytes
 
 EVENT = np.dtype([("t", "<i8"), ("x", "<u2"), ("y", "<u2"), ("p", "?")])
 
 
 def main(path: str, out: str, most: str) -> str:
     """In the child."""
-    limit_memory(EVENT_BYTES * int(most))
+    limit_memory(min(EVENT_BYTES * int(most), max_bytes()))
     return write_events(decode(Path(path), int(most)), out)
 
 

@@ -1,5 +1,6 @@
 """Event files in HDF5: arrays ``events/t, x, y, p`` (DSEC, M3ED and others), or ``CD/events`` (Prophesee)."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from statten_deploy.events.readers.limits import (
     write_events,
 )
 from statten_deploy.untrusted.child import limit_memory
-from statten_deploy.untrusted.limits import check_bytes
+from statten_deploy.untrusted.limits import check_bytes, max_bytes
 
 COLUMNS = ("t", "x", "y", "p")
 GROUP = "events"
@@ -41,12 +42,12 @@ def read_hdf5(path: Path, max_events: int) -> Events:
 
 def main(path: str, out: str, most: str) -> str:
     """In the child."""
-    limit_memory(EVENT_BYTES * int(most))
-    return write_events(read_here(Path(path), int(most)), out)
+    limit_memory(min(EVENT_BYTES * int(most), max_bytes()))
+    return write_events(read_here(Path(path), int(most), limit_memory), out)
 
 
-def read_here(path: Path, max_events: int) -> Events:
-    """`read_hdf5` in this process."""
+def read_here(path: Path, max_events: int, settle: Callable[[int], None] = lambda extra: None) -> Events:
+    """`read_hdf5` in this process; `settle` hears how many bytes it takes before any is read."""
     import h5py
 
     with suppress(ImportError):
@@ -63,6 +64,8 @@ def read_here(path: Path, max_events: int) -> Events:
             check_count(path, dataset.shape[0], max_events)
             check_bytes(path, (dataset.shape[0] + (dataset.chunks or (0,))[0]) * dataset.dtype.itemsize, name)
             _check_filters(path, dataset)
+        chunks = [(each.chunks or (0,))[0] * each.dtype.itemsize for each in columns.values()]
+        settle(EVENT_BYTES * max(each.shape[0] for each in columns.values()) + 2 * max(chunks))
         values = {name: columns[name][name] if layout is columns[name] else columns[name][()] for name in COLUMNS}
         if OFFSET in file:
             offset = file[OFFSET]
