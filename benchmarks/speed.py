@@ -8,8 +8,8 @@ the same two cores (--threads), run in turns, and are compared before they are t
 - eager     the released architecture in PyTorch, float32, with a loop over the steps in its neurons (eager_statten.py)
 - sdt       SpikingJelly's SpikeDrivenTransformer of the same size, also eager. It is another network: attention without
             products of matrices, neurons of its own, biases in convolutions; so its results are not compared
-- float32   `--target onnx` in onnxruntime and in OpenVINO: the same classes as eager. Logits differ where sums in another
-            order flip a spike, which takes others with it: largest in deep networks, printed
+- float32   `--target onnx` in onnxruntime and in OpenVINO: the same classes as eager. Logits differ where other sums
+            flip a spike, which takes others with it: most in deep networks
 - integer   `--target onnx-int8` in onnxruntime, qdq: `--flavour qdq` in OpenVINO: logits equal to the integer runner's
 
 Weights are random, such that every layer fires; spikes do not change how long a run takes. "of peak": operations of

@@ -1,5 +1,6 @@
 """Licences of what we bring, and what is imported without being asked for."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -45,6 +46,18 @@ def test_nothing_of_an_extra_is_imported_unasked() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout.strip() == "[]"
+
+
+def test_onnxruntime_does_not_report_its_use(tmp_path: Path) -> None:
+    """Where it would, and there is no home folder to keep an identifier of the device in, it says so on stderr."""
+    kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    program = "import os\nfrom statten_deploy.runtime.engines import _onnxruntime\n_onnxruntime()\n"
+    program += "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {**kept, "HOME": str(tmp_path / "missing"), "XDG_CACHE_HOME": str(tmp_path / "missing")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_pins_are_exact() -> None:

@@ -3,6 +3,7 @@
 An engine is made once from a file and its options and may be called from several threads at a time.
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,6 +79,18 @@ def _brief(error: Exception) -> str:
 _ONNX_TYPES = {"float": "float32", "double": "float64", "float16": "float16"}
 
 
+def _onnxruntime() -> Any:
+    """Imported so that it does not report its use over the network, which newer releases do; a user's own setting wins.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 class OnnxRuntimeEngine:
     """onnxruntime. Runs from several threads share the session's thread pool."""
 
@@ -89,7 +102,7 @@ class OnnxRuntimeEngine:
             UnsupportedError: onnxruntime is not installed.
         """
         try:
-            import onnxruntime as ort
+            ort = _onnxruntime()
         except ImportError:
             raise UnsupportedError("onnxruntime is not installed; pip install onnxruntime") from None
 
@@ -193,8 +206,7 @@ def read_for_openvino(core: Any, path: Path) -> Any:
     """OpenVINO knows no model-local functions; onnxruntime writes them out when it loads a file, and can save that."""
     if not read_facts(path).functions:
         return core.read_model(path)
-    import onnxruntime as ort
-
+    ort = _onnxruntime()
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # standard operators only
