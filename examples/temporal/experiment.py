@@ -96,7 +96,9 @@ def recipe_of(variant: str, seed: int, changes: Sequence[str] = ()) -> Recipe:
 
 
 def digest(recipe: Recipe) -> str:
-    settings = recipe.model.model_dump(mode="json"), recipe.train.model_dump(mode="json", exclude={"seed"})
+    # What is at its default is left out, so that options to come change nothing.
+    train = recipe.train.model_dump(mode="json", exclude={"seed"}, exclude_defaults=True)
+    settings = recipe.model.model_dump(mode="json", exclude_defaults=True), train
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
