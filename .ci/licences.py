@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "licences.md"
 ROOT = "statten-deploy"
-GROUPS = ("core", "openvino", "events", "lava", "simulators", "sanafe", "dev")
+GROUPS = ("core", "openvino", "events", "lava", "simulators", "sanafe", "datasets", "dev")
 """The package itself, then its extras; a package is listed under the first that needs it."""
 BESIDE = {"lava-nc": "lava", "lava-dl": "lava", "sinabs": "simulators"}
 """Installed without their dependencies (Makefile)."""
@@ -140,8 +140,8 @@ def page() -> str:
         "",
         "- **core**: nothing under the GPL or LGPL. NVIDIA's libraries come with torch from PyPI on Linux; torch's",
         "  build for the CPU needs none of them.",
-        "- **GPL**: SANA-FE (extra `sanafe`), and tools of the tests alone (`dev`). No module of ours imports SANA-FE",
-        "  before a run in it is asked for; the tests check that.",
+        "- **GPL**: SANA-FE (extra `sanafe`), tonic (extra `datasets`), and tools of the tests alone (`dev`). No",
+        "  module of ours imports them before a run in SANA-FE or a download is asked for; the tests check that.",
         "- **LGPL**: Norse, lava-nc and soxr, each behind an extra, unmodified, imported when asked for.",
     ]
     for group in GROUPS:

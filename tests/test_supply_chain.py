@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LICENCES = runpy.run_path(str(ROOT / ".ci" / "licences.py"))
 TABLE: dict[str, tuple[str, str]] = LICENCES["table"]()
-GPL_ALLOWED = {"sanafe", "dev"}
+GPL_ALLOWED = {"sanafe", "datasets", "dev"}
 
 
 def brought() -> list[tuple[str, str, str]]:
@@ -51,7 +51,7 @@ def test_nothing_of_an_extra_is_imported_unasked() -> None:
 def test_onnxruntime_does_not_report_its_use(tmp_path: Path) -> None:
     """Where it would, and there is no home folder to keep an identifier of the device in, it says so on stderr."""
     kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-    program = "import os\nfrom statten_deploy.runtime.engines import _onnxruntime\n_onnxruntime()\n"
+    program = "import os\nfrom statten_deploy.runtime.engines import import_onnxruntime\nimport_onnxruntime()\n"
     program += "print(os.environ['ORT_DISABLE_TELEMETRY'])"
     environment = {**kept, "HOME": str(tmp_path / "missing"), "XDG_CACHE_HOME": str(tmp_path / "missing")}
     done = subprocess.run(

@@ -79,7 +79,7 @@ def _brief(error: Exception) -> str:
 _ONNX_TYPES = {"float": "float32", "double": "float64", "float16": "float16"}
 
 
-def _onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
     """Imported so that it does not report its use over the network, which newer releases do; a user's own setting wins.
 
     Raises:
@@ -102,7 +102,7 @@ class OnnxRuntimeEngine:
             UnsupportedError: onnxruntime is not installed.
         """
         try:
-            ort = _onnxruntime()
+            ort = import_onnxruntime()
         except ImportError:
             raise UnsupportedError("onnxruntime is not installed; pip install onnxruntime") from None
 
@@ -206,7 +206,7 @@ def read_for_openvino(core: Any, path: Path) -> Any:
     """OpenVINO knows no model-local functions; onnxruntime writes them out when it loads a file, and can save that."""
     if not read_facts(path).functions:
         return core.read_model(path)
-    ort = _onnxruntime()
+    ort = import_onnxruntime()
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # standard operators only

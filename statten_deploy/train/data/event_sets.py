@@ -216,7 +216,7 @@ def download_event_set(kind: EventSet, root: Path) -> None:
         from tonic.download_utils import extract_archive
     except ImportError:
         raise UnsupportedError(
-            f"{kind.name}: fetching it needs tonic, which is not installed: pip install 'statten-deploy[events]'"
+            f"{kind.name}: fetching it needs tonic, which is not installed: pip install 'statten-deploy[datasets]'"
         ) from None
     fetch = getattr(tonic.datasets, kind.tonic)
     for options in [{}] if kind.parts is None else [{"train": True}, {"train": False}]:
