@@ -18,6 +18,7 @@ from statten_deploy.export.onnx.integer.bounds import plan_neuron
 from statten_deploy.export.onnx.integer.fuse import Known, Part, fuse_heads
 from statten_deploy.export.onnx.integer.loops import IntegerLoop
 from statten_deploy.export.onnx.integer.neurons import emit_neurons
+from statten_deploy.export.onnx.integer.planes import hold_scales
 from statten_deploy.export.onnx.integer.signals import GAIN, Flavour, IntegerBuilder, IntegerSignal
 from statten_deploy.fixed_point.ranges import integer_ranges
 from statten_deploy.ir.graph import (
@@ -125,6 +126,8 @@ def build_integer_onnx(
             part = parts.get(name, Part(name, known.shapes[name][:1], 0))
             layer = b.part(signals[part.layer], part.sizes, part.index)
             ops.emit_spike_count(b, b.unique(f"spike_counts/{name}"), layer)
+    if b.planar:
+        hold_scales(b)
     b.write_ones()
     b.declare_states()
     b.told = {"neurons": json.dumps(_described(b, parts, known)), "integers": json.dumps(b.integers)}

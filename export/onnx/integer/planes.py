@@ -5,7 +5,11 @@ behind a DequantizeLinear that shifts them. OpenVINO makes integer products of t
 of whole numbers below 2^24 in float32, so the result is the same in every runtime.
 """
 
+from collections import defaultdict
+
 import numpy as np
+import onnx
+from onnx import helper
 
 from statten_deploy.export.onnx.integer.bounds import FloatType
 from statten_deploy.export.onnx.integer.products import Weighted, largest_byte, product_type
@@ -15,6 +19,9 @@ from statten_deploy.ir.integer import IntegerConv2d
 
 TOGETHER = 1 << 16
 """Layers with at most so many numbers a step convolve all steps at once: fewer calls, and sums stay in a cache."""
+
+WITHOUT_SCALE = frozenset({"Greater", "Where"})
+"""What neurons do first. OpenVINO leaves the scale of a product in front of these operators."""
 
 
 def emit_planes(b: IntegerBuilder, name: str, node: Weighted, x: IntegerSignal) -> IntegerSignal:
@@ -114,3 +121,34 @@ def _biased(
     column = added.reshape(-1, *(1,) * (len(shape) - 1)).astype(dtype)
     bias = b.once((name, "added"), lambda: b.array(f"{name}.bias", column))
     return b.aux("Add", [value, bias], label, "biased")
+
+
+def hold_scales(b: IntegerBuilder) -> None:
+    """A Round, which leaves whole numbers as they are, behind every convolution that several nodes calculate with.
+
+    Where the batch is not fixed, OpenVINO (2026.4) gives each of these nodes a copy of the scale of the weights and then
+    multiplies with all copies in the convolution. It takes no scale past a Round, and no bias: those with one are left.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in b.graph.node:
+        for value in node.input:
+            readers[value].append(node)
+
+    def users(value: str) -> list[str]:
+        found: list[str] = []
+        for node in readers[value]:
+            found += users(node.output[0]) if node.op_type == "Identity" else [node.op_type]
+        return found
+
+    nodes: list[onnx.NodeProto] = []
+    for node in b.graph.node:
+        nodes.append(node)
+        value = node.output[0]
+        if node.op_type != "Conv" or len(node.input) > 2:
+            continue
+        if len(used := users(value)) > 1 and not WITHOUT_SCALE.issuperset(used):
+            rounded = helper.make_node("Round", [b.unique(f"{value}/product")], [value], name=node.name)
+            node.output[0] = node.name = rounded.input[0]
+            nodes.append(rounded)
+    del b.graph.node[:]
+    b.graph.node.extend(nodes)

@@ -11,7 +11,7 @@ import pytest
 from statten_deploy import export_onnx_int8
 from statten_deploy.api import ExportOptions
 from statten_deploy.export.onnx import build_onnx, save_onnx
-from statten_deploy.export.onnx.integer import build_integer_onnx
+from statten_deploy.export.onnx.integer import FLAVOURS, build_integer_onnx
 from statten_deploy.fixed_point.runner import IntegerRunner, real_outputs
 from statten_deploy.quantize import quantize
 from statten_deploy.runtime import Interface, load
@@ -69,21 +69,8 @@ def test_float_files(network: str, layout: str, tmp_path: Path) -> None:
             )
 
 
-DEFECT = pytest.mark.xfail(
-    strict=True,
-    reason="OpenVINO's first layer of this qdq file of frames (encoder of scale 1) differs; cause not found yet",
-)
-
-
-@pytest.mark.parametrize(
-    ("network", "flavour"),
-    [
-        ("image", "integer"),
-        ("frames", "integer"),
-        ("image", "qdq"),
-        pytest.param("frames", "qdq", marks=DEFECT),
-    ],
-)
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_integer_files(network: str, layout: str, flavour: str, tmp_path: Path) -> None:
     """Logits and spike counts of the integer runner, bit for bit."""
@@ -100,6 +87,23 @@ def test_integer_files(network: str, layout: str, flavour: str, tmp_path: Path) 
         assert found.keys() == {"logits", *(f"spike_counts/{name}" for name in expected.spike_counts)}
         for name, count in expected.spike_counts.items():
             np.testing.assert_array_equal(found[f"spike_counts/{name}"], count, err_msg=f"{engine}: {name}")
+
+
+@pytest.mark.parametrize("channels", [2, 3, 8, 10])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_qdq_in_openvino_whether_it_knows_the_batch_or_not(network: str, channels: int, tmp_path: Path) -> None:
+    """It compiles other kernels where it does not; and others for few channels."""
+    graph = small_network(2, depth=1, time_steps=4, in_channels=channels, dim=2 * channels, **NETWORKS[network])
+    feeds = network_input(graph, 3, 1)
+    quantised = quantize(graph)
+    expected = IntegerRunner(quantised).run(next(iter(feeds.values())))
+    assert sum(count.sum() for count in expected.spike_counts.values()) > 1000
+    save_onnx(build_integer_onnx(quantised, flavour="qdq", spike_counts=True), tmp_path / "net.onnx")
+    for rows in (None, 3):
+        found = OpenVinoEngine(tmp_path / "net.onnx", Options(threads=1), rows=rows).run(feeds)
+        for name, count in expected.spike_counts.items():
+            np.testing.assert_array_equal(found[f"spike_counts/{name}"], count, err_msg=f"{rows}: {name}")
+        np.testing.assert_array_equal(found["logits"], real_outputs(quantised, expected.outputs)["logits"])
 
 
 def test_the_shipped_network_s_logits_are_equal_bit_for_bit(tmp_path: Path) -> None:
