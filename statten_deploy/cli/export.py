@@ -108,7 +108,7 @@ def export(
         Flavour | None,
         typer.Option(
             help="onnx-int8: integer products for onnxruntime (default integer), or QuantizeLinear and "
-            "DequantizeLinear for OpenVINO. The same results."
+            "DequantizeLinear for OpenVINO. Equal results."
         ),
     ] = None,
     attention: Annotated[

@@ -77,8 +77,9 @@ def build_integer_onnx(
     """Write a quantised graph as ONNX in integers: inputs and outputs as in docs/onnx.md, weights in int8.
 
     Every spike, every membrane and the integer readout are those of `statten_deploy.fixed_point.runner`, on every
-    input and in every runtime. Real numbers are divided in the input encoder and multiplied behind the readout only;
-    float tensors in between hold whole numbers, in a type that is proved to hold them exactly.
+    input, but where a runtime computes the float64 in a file of ``integer`` as float32. Real numbers are divided in the
+    input encoder and multiplied behind the readout only; float tensors in between hold whole numbers, in a type that is
+    proved to hold them exactly.
 
     Args:
         graph: a quantised graph, as `statten_deploy.quantize.quantize` makes it; nested graphs are inlined.

@@ -2,7 +2,7 @@
 
 Spikes are float32; what stands in front of a product writes them as bytes and takes them back, and the weights are int8
 behind a DequantizeLinear that shifts them. OpenVINO makes integer products of that; as ONNX defines it, it is a product
-of whole numbers below 2^24 in float32, so the result is the same in every runtime.
+of whole numbers below 2^24 in float32, so the order of the sums does not matter.
 """
 
 from collections import defaultdict
@@ -126,8 +126,9 @@ def _biased(
 def hold_scales(b: IntegerBuilder) -> None:
     """A Round, which leaves whole numbers as they are, behind every convolution that several nodes calculate with.
 
-    Where the batch is not fixed, OpenVINO (2026.4) gives each of these nodes a copy of the scale of the weights and then
-    multiplies with all copies in the convolution. It takes no scale past a Round, and no bias: those with one are left.
+    Where the batch is not fixed, OpenVINO (2026.4) gives each of them a copy of the scale of the weights, and then
+    multiplies with several of these copies in the convolution. It takes none past a Round; nor past a bias, so
+    convolutions that have one are left alone.
     """
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in b.graph.node:

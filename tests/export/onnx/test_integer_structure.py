@@ -47,7 +47,7 @@ SHARED = {
 }
 ALLOWED = {
     "integer": SHARED | {"And", "Gather", "MatMulInteger", "Min", "Neg", "Not", "Pad", "Shape"},
-    "qdq": SHARED | {"Ceil", "Conv", "Min", "QuantizeLinear", "Where"},
+    "qdq": SHARED | {"Ceil", "Conv", "Min", "QuantizeLinear", "Round", "Where"},
 }
 """Exact on whole numbers of the types they are used in."""
 

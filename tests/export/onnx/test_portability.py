@@ -13,10 +13,21 @@ from statten_deploy.api import ExportOptions
 from statten_deploy.export.onnx import build_onnx, save_onnx
 from statten_deploy.export.onnx.integer import FLAVOURS, build_integer_onnx
 from statten_deploy.fixed_point.runner import IntegerRunner, real_outputs
+from statten_deploy.ir.integer import IntegerLI
 from statten_deploy.quantize import quantize
 from statten_deploy.runtime import Interface, load
 from statten_deploy.runtime.engines import OpenVinoEngine, Options
-from tests.export.onnx.integer_harness import in_onnxruntime, in_reference
+from tests.export.onnx.integer_harness import (
+    agree,
+    conv,
+    counts,
+    in_onnxruntime,
+    in_openvino,
+    in_reference,
+    integer_graph,
+    lif,
+    with_hints,
+)
 from tests.export.onnx.onnx_harness import network_input, small_network
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -104,6 +115,23 @@ def test_qdq_in_openvino_whether_it_knows_the_batch_or_not(network: str, channel
         for name, count in expected.spike_counts.items():
             np.testing.assert_array_equal(found[f"spike_counts/{name}"], count, err_msg=f"{rows}: {name}")
         np.testing.assert_array_equal(found["logits"], real_outputs(quantised, expected.outputs)["logits"])
+
+
+@pytest.mark.parametrize("reader", ["residual", "integrator"])
+def test_a_convolution_without_bias_that_several_nodes_calculate_with(reader: str) -> None:
+    """OpenVINO would multiply with its scale twice."""
+    rng, shape = np.random.default_rng(5), (4, 5, 5)
+    zero = {"dv": 2048, "bias_mantissa": np.zeros((4, 1, 1)), "bias_exponent": np.zeros((4, 1, 1))}
+    nodes = {**integer_graph((3, 5, 5)).nodes, "current": conv(rng, 4, 3, largest=3, exponent=np.array([0, 1, 2, 1]))}
+    edges = [("x", "encoder"), ("encoder", "current")]
+    if reader == "residual":
+        nodes |= {"first": lif(rng, shape, **zero), "product": conv(rng, 4, 4, largest=9), "last": lif(rng, shape)}
+        edges += [("current", "first"), ("first", "product"), ("product", "last"), ("current", "last"), ("last", "y")]
+    else:
+        nodes["last"] = IntegerLI(scale=np.ones(4), shape=shape, **zero)
+        edges += [("current", "last"), ("last", "y")]
+    graph = with_hints(nodes, edges, held=True)
+    agree(graph, counts(rng, graph, high=6), in_openvino, flavours=("qdq",))
 
 
 def test_the_shipped_network_s_logits_are_equal_bit_for_bit(tmp_path: Path) -> None:
