@@ -21,6 +21,11 @@ def layout(config: TrainConfig, environment: Mapping[str, str] = os.environ) -> 
     """
     launcher, devices, nodes = _launched(environment)
     if not launcher:
+        if (config.nodes or 1) > 1 and "NODE_RANK" not in environment:  # Lightning's own start sets it
+            raise ConfigError(
+                f"--nodes {config.nodes}: nothing has started this process on other machines; start it there with "
+                "torchrun or srun"
+            )
         return config.devices or 1, config.nodes or 1
     told = (config.devices, config.nodes)
     for option, asked, found in (("--devices", told[0], devices), ("--nodes", told[1], nodes)):

@@ -107,7 +107,8 @@ class StattenModule(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:  # before a checkpoint of this step is written
-            update_average(self.average, self.model, self.train_config.ema_decay, self.global_step + 1)
+            with self.trainer.profiler.profile("moving average"):
+                update_average(self.average, self.model, self.train_config.ema_decay, self.global_step + 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """In float32 whatever the precision: as the network will be exported and run."""

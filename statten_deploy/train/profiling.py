@@ -20,13 +20,13 @@ PHASES: dict[str, str] = {
     "[[]Strategy]*.training_step": "forward",
     "[[]Strategy]*.backward": "backward",
     "[[]LightningModule]*.optimizer_step": "optimizer",
-    "[[]LightningModule]*.on_train_batch_end": "moving average",
+    "moving average": "moving average",  # the network names it
     "[[]Strategy]*.validation_step": "validation",
     "[[]Callback]*Checkpoint*": "checkpoints",
 }
 """Lightning's names of what it does, as patterns, and the phase that each belongs to. The first that fits counts."""
-INSIDE_OPTIMIZER = ("forward", "backward")
-"""Lightning runs these inside the optimizer's step."""
+INSIDE_OPTIMIZER = ("forward", "backward", "moving average")
+"""These run inside the optimizer's step, except for batches whose gradients are only added up."""
 PROFILER, OTHER = "profiler", "other"
 """What profiling itself takes between steps, and everything that has no phase: logging, callbacks, Lightning."""
 
@@ -93,6 +93,7 @@ class TrainProfiler(Profiler):
         self._seconds: dict[str, float] = defaultdict(float)
         self._calls: Counter[str] = Counter()
         self._open: dict[str, float] = {}
+        self._inside = 0.0  # seconds of the optimizer's steps that belong to other phases
         self._steps = 0
         self._started = self._ended = 0.0
         self._operations: tuple[Operation, ...] = ()
@@ -123,8 +124,11 @@ class TrainProfiler(Profiler):
     def stop(self, action_name: str) -> None:
         phase = _phase_of(action_name)
         if phase is not None and action_name in self._open:
-            self._seconds[phase] += self._now() - self._open.pop(action_name)
+            took = self._now() - self._open.pop(action_name)
+            self._seconds[phase] += took
             self._calls[phase] += 1
+            if phase in INSIDE_OPTIMIZER and any(_phase_of(name) == "optimizer" for name in self._open):
+                self._inside += took
         if action_name == "run_training_batch":
             self._steps += 1
             before = self._now()
@@ -135,7 +139,7 @@ class TrainProfiler(Profiler):
         """Of the run that has ended."""
         seconds = dict(self._seconds)
         if "optimizer" in seconds:
-            seconds["optimizer"] -= sum(seconds.get(name, 0.0) for name in INSIDE_OPTIMIZER)
+            seconds["optimizer"] -= self._inside
         total = self._ended - self._started
         names = [name for name in dict.fromkeys([*PHASES.values(), PROFILER]) if name in seconds]
         phases = [Phase(name, seconds[name], self._calls[name]) for name in names]

@@ -71,7 +71,12 @@ def check_resume(path: Path, recipe: Recipe, quantisation: Quantisation | None =
     ]
     if differences:
         raise ConfigError(f"{path}: belongs to another recipe ({'; '.join(differences)})")
-    start = _start(raw)
+    try:
+        start = _start(raw)
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{path}: does not say how many batches it has learnt from; --resume takes an intact {LAST}"
+        ) from None
     finished = start.epoch
     if finished >= recipe.train.epochs:
         raise ConfigError(
@@ -83,8 +88,8 @@ def check_resume(path: Path, recipe: Recipe, quantisation: Quantisation | None =
 def _start(raw: Mapping[str, Any]) -> Start:
     batches = raw["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     if batches["is_last_batch"]:
-        return Start(int(raw["epoch"]) + 1)
-    return Start(int(raw["epoch"]), int(batches["current"]["processed"]))
+        return Start(raw["epoch"] + 1)
+    return Start(raw["epoch"], int(batches["current"]["processed"]))
 
 
 def _form(quantisation: Any) -> str:

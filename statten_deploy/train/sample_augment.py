@@ -18,6 +18,7 @@ from statten_deploy.errors import InputError
 from statten_deploy.models.config import ModelConfig
 from statten_deploy.train.config import TrainConfig
 from statten_deploy.train.data.images import ImageSamples
+from statten_deploy.train.data.sequential import Columns
 from statten_deploy.train.data.spec import Samples
 
 ROLL_PIXELS = 3
@@ -55,6 +56,8 @@ class SampleAugmentation:
         self.mean = torch.tensor(model.mean or (0.0,) * model.in_channels).view(-1, 1, 1)
         self.std = torch.tensor(model.std or (1.0,) * model.in_channels).view(-1, 1, 1)
         self.events = model.input == "frames"
+        if isinstance(samples, Columns):
+            _check_columns(train)
         self.picture: Any = None
         asked = [
             name
@@ -128,6 +131,19 @@ class WideEventAugment(transforms.TrivialAugmentWide):
             "TranslateY": (torch.linspace(-5.0, 5.0, num_bins), True),
             "Rotate": (torch.linspace(-30.0, 30.0, num_bins), True),
         }
+
+
+def _check_columns(train: TrainConfig) -> None:
+    used = {
+        "random_shift": train.random_shift,
+        "random_rotation": train.random_rotation,
+        "random_scale": train.random_scale,
+        "hflip": train.hflip,
+        "event_augment": train.event_augment != "none",
+        "cutout": train.cutout,
+    }
+    for name in (name for name, value in used.items() if value):
+        raise InputError(f"train.{name} would move the pixels of every column by itself, not of the image: remove it")
 
 
 def roll_turn_or_shear(x: Tensor) -> Tensor:

@@ -43,6 +43,10 @@ class LastCheckpoint(Checkpoint):
         self.every = every
         self.saved = 0  # optimizer steps at the last file
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # A continued run has this step on the disk; written again in mid-accumulation it would lose gradients.
+        self.saved = trainer.global_step
+
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         steps = trainer.global_step
         if self.every and steps > self.saved and steps % self.every == 0 and not trainer.is_last_batch:

@@ -5,18 +5,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
-from statten_deploy.errors import ConfigError
+from statten_deploy.errors import CheckpointError, ConfigError
 from statten_deploy.train import read_recipe, train
 from statten_deploy.train.datamodule import EpochShuffle, Share, StattenData
 from statten_deploy.train.module import StattenModule
 from statten_deploy.train.resume import Start, check_resume
-from statten_deploy.train.saving import AtomicCheckpointIO
+from statten_deploy.train.saving import AtomicCheckpointIO, LastCheckpoint
 from tests.train.recipes import write_recipe, write_stripes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,3 +171,24 @@ def test_mixed_precision_keeps_float32_weights_and_validates_in_float32(
     assert "train.precision 16: float16 needs a CUDA device; on this CPU it is bf16" in caplog.messages
     state = torch.load(tmp_path / "out/best.ckpt", weights_only=True)["state_dict"]
     assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+
+
+def test_a_resumed_run_writes_nothing_in_mid_accumulation(tmp_path: Path) -> None:
+    written: list[Path] = []
+    trainer: Any = SimpleNamespace(global_step=4, is_last_batch=False, save_checkpoint=written.append)
+    last: Any = LastCheckpoint(tmp_path, every=2)
+    last.on_train_start(trainer, None)  # continued from step 4
+    last.on_train_batch_end(trainer)  # its gradients wait for step 5
+    assert not written
+    trainer.global_step = 6
+    last.on_train_batch_end(trainer)
+    assert written == [tmp_path / "last.ckpt"]
+
+
+def test_a_damaged_place_is_one_line(tmp_path: Path) -> None:
+    recipe = read_recipe(Path("models/configs/digits.yaml"))
+    sections = {"statten_config": recipe.model.model_dump(mode="json")}
+    sections["statten_train"] = recipe.train.model_dump(mode="json")
+    torch.save({**sections, "state_dict": {}, "optimizer_states": [], "epoch": 1, "loops": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="does not say how many batches it has learnt from"):
+        check_resume(tmp_path / "last.ckpt", recipe)

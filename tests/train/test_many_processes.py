@@ -112,7 +112,9 @@ SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "16", "SLURM_NNODES": "2", "SLURM_J
 
 def test_layout_is_what_the_launcher_started() -> None:
     assert layout(config(), {}) == (1, 1)
-    assert layout(config(devices=4, nodes=2), {}) == (4, 2)
+    assert layout(config(devices=4, nodes=2), {"NODE_RANK": "1"}) == (4, 2)
+    with pytest.raises(ConfigError, match="--nodes 2: nothing has started this process on other machines"):
+        layout(config(nodes=2), {})
     assert layout(config(devices="auto"), {}) == ("auto", 1)
     assert layout(config(), TORCHRUN) == layout(config(devices=4, nodes=2), TORCHRUN) == (4, 2)
     assert layout(config(devices="auto"), SRUN) == (8, 2)

@@ -7,7 +7,7 @@ import torch
 
 from statten_deploy.models.checkpoint import load_model
 from statten_deploy.train import read_recipe, train
-from statten_deploy.train.profiling import ACTIVE, WAIT, WARMUP
+from statten_deploy.train.profiling import ACTIVE, WAIT, WARMUP, TrainProfiler
 from statten_deploy.train.run import TrainResult
 from tests.train.recipes import write_recipe, write_stripes
 
@@ -65,3 +65,21 @@ def test_a_run_of_few_steps_says_so(tmp_path: Path) -> None:
     assert profile is not None
     assert (profile.steps, profile.recorded_steps, profile.operations) == (1, 0, ())
     assert f"needs more than {WAIT + WARMUP} training steps" in profile.text()
+
+
+def test_batches_between_optimizer_steps_are_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    profiler = TrainProfiler("cpu")
+    monkeypatch.setattr(profiler, "_now", lambda: float(next(clock)))
+    forward, step = "[Strategy]SingleDeviceStrategy.training_step", "[LightningModule]StattenModule.optimizer_step"
+    with profiler.profile(forward):  # only adds up gradients: 1 s
+        pass
+    with profiler.profile(step):  # 5 s, of which 1 + 1 belong to others
+        for inside in (forward, "moving average"):
+            with profiler.profile(inside):
+                pass
+    profiler._ended = 20.0
+    seconds = {phase.name: phase.seconds for phase in profiler.result().phases}
+    assert seconds["forward"] == 1 + 1
+    assert seconds["moving average"] == 1
+    assert seconds["optimizer"] == 5 - 1 - 1

@@ -13,6 +13,7 @@ from statten_deploy.models.config import ModelConfig
 from statten_deploy.train.config import read_recipe
 from statten_deploy.train.data import ArraySamples, InputSpec, Source, load_arrays, select
 from statten_deploy.train.data.sequential import sequential
+from statten_deploy.train.datamodule import StattenData
 from tests.conftest import lively_model
 from tests.train import disk_sets
 
@@ -113,3 +114,12 @@ def test_sequential_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert np.array_equal(y, told)
     with pytest.raises(InputError, match=r"sequential-cifar10: the data are columns of images of 3x32x32"):
         load_arrays(f"sequential-cifar10:{tmp_path}", "test", InputSpec((16, 3, 16, 1), 10))
+
+
+@pytest.mark.parametrize(
+    "used", ["random_shift=1", "random_rotation=5", "random_scale=0.1", "hflip=0.5", "event_augment=nda", "cutout=2"]
+)
+def test_what_would_move_single_columns_is_refused(used: str) -> None:
+    recipe = read_recipe(Path("models/configs/sequential-digits.yaml"), [f"train.{used}"])
+    with pytest.raises(InputError, match=f"{used.split('=')[0]} would move the pixels of every column by itself"):
+        StattenData("sequential-digits", recipe.model, recipe.train)
