@@ -100,10 +100,11 @@ def fail(name: str, message: str, status: int) -> int:
 
 
 INTERRUPTED = 130
-NOTHING_WRITTEN = "interrupted; nothing written"
+STOPPED = "interrupted; files it writes are complete or as they were"
+"""A commit that has begun is finished first, so that there may be a new artefact."""
 
 
-def run(app: typer.Typer, name: str, arguments: list[str] | None = None, interrupted: str = NOTHING_WRITTEN) -> int:
+def run(app: typer.Typer, name: str, arguments: list[str] | None = None, interrupted: str = STOPPED) -> int:
     """Run a command and turn every failure into one line and an exit status: 0 done, 1 check failed, 2 bad input.
 
     `interrupted` is said on Ctrl-C.
@@ -146,7 +147,7 @@ def _terminate(name: str, *_: object) -> None:
     sys.exit(143)
 
 
-def main_for(app: typer.Typer, name: str, interrupted: str = NOTHING_WRITTEN) -> Callable[[], None]:
+def main_for(app: typer.Typer, name: str, interrupted: str = STOPPED) -> Callable[[], None]:
     """The console entry point of `app`. `interrupted`: as in `run`."""
 
     def main() -> None:

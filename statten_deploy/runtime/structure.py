@@ -33,8 +33,10 @@ ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 
 """Bytes of an element by ONNX's number of its type; texts and four-bit types are not ours."""
 INT64 = 7
 MAX_DEPTH = 8
-"""Graphs inside graphs: the bodies of Scan."""
+"""Graphs inside graphs, the bodies of Scan; and functions that call functions."""
 MAX_NODES = 1_000_000
+MAX_INLINED = 250_000
+"""Nodes that an engine makes of calls of functions: eight, each calling the next six times, are a million."""
 MAX_FIELDS = 20_000_000
 MAX_RANK = 16
 SHAPE_INPUT = {"ConstantOfShape": 0, "Tile": 1, "Pad": 1}
@@ -74,13 +76,18 @@ def check_structure(path: Path) -> None:
 
 @dataclass
 class _Model:
-    """One file; `scopes` hold the small integer constants by name, one dictionary for each graph around."""
+    """One file; `scopes` hold the small integer constants by name, one dictionary for each graph around.
+
+    `functions` has what each function calls, `own` its nodes; `calls` is the list of the one that is looked at.
+    """
 
     path: Path
     data: mmap.mmap
     nodes: int = 0
     seen: int = 0
-    functions: set[str] = field(default_factory=set)
+    functions: dict[str, list[str]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    own: dict[str, int] = field(default_factory=dict)
     scopes: list[dict[str, list[int]]] = field(default_factory=list)
 
     def check(self) -> None:
@@ -104,12 +111,33 @@ class _Model:
             name = next((self.text(value) for number, value in self.fields(*body) if number == 1), "")
             if name in self.functions:
                 raise _RefusedError(f"two functions are called {shown(name)}")
-            self.functions.add(name)
-        for body in bodies:
+            self.functions[name] = []
+        for name, body in zip(self.functions, bodies, strict=True):
             self.scopes.append({})
+            self.calls, before = self.functions[name], self.nodes
             self.steps([_span(value) for number, value in self.fields(*body) if number == 7], 1)
+            self.own[name] = self.nodes - before
             self.scopes.pop()
+        self.calls = []
         self.graph(*graphs[0], 0)
+        self.inlined()
+
+    def inlined(self) -> None:
+        """How many nodes the calls of functions become: an engine puts each one's body in place of the call."""
+        sizes: dict[str, int] = {}
+        total = sum(self.unfolded(name, sizes, 1) for name in self.calls)
+        for name in self.functions:  # those that nobody calls, too
+            self.unfolded(name, sizes, 1)
+        if total > MAX_INLINED:
+            raise _RefusedError(f"its functions unfold to more than {MAX_INLINED:,} nodes")
+
+    def unfolded(self, name: str, sizes: dict[str, int], depth: int) -> int:
+        """Nodes of a function with those that it calls."""
+        if name not in sizes:
+            if depth > MAX_DEPTH:
+                raise _RefusedError(f"functions call themselves, or one another more than {MAX_DEPTH} deep")
+            sizes[name] = self.own[name] + sum(self.unfolded(inner, sizes, depth + 1) for inner in self.functions[name])
+        return sizes[name]
 
     def graph(self, start: int, end: int, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -160,6 +188,8 @@ class _Model:
                 domain = self.text(value)
         if kind not in (self.functions if domain == OWN_DOMAIN else OPERATORS if domain == "" else ()):
             raise _RefusedError(f"operator {shown(f'{domain}.{kind}' if domain else kind)} is none of ours")
+        if domain == OWN_DOMAIN:
+            self.calls.append(kind)
         for attribute in attributes:
             numbers = self.attribute(*attribute, depth)
             if kind == "Constant" and outputs and numbers is not None:

@@ -4,14 +4,24 @@ from typing import Any
 
 import yaml
 
+MAX_DEPTH = 16
+"""Levels of lists and mappings: a configuration has three. PyYAML takes half a minute for 64 kiB of ``[``."""
+
 
 class _Plain(yaml.SafeLoader):
     """No aliases (nine of them in nine levels are a billion values), no key twice, no ``<<``."""
 
+    depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise _problem("aliases (*name) are not read; write the value out", self.peek_event())  # type: ignore[no-untyped-call]
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _problem("nested too deeply", self.peek_event())  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

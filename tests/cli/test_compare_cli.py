@@ -237,7 +237,7 @@ def test_ctrl_c_is_one_line(here: Path, capsys: pytest.CaptureFixture[str], monk
 
     monkeypatch.setattr("statten_deploy.comparing.compare_backends", interrupted)
     assert compare(STREAM) == 130
-    assert error_line(capsys) == "statten-compare: error: interrupted; nothing written\n"
+    assert error_line(capsys) == "statten-compare: error: interrupted; files it writes are complete or as they were\n"
     assert list(here.iterdir()) == []
 
 

@@ -13,10 +13,9 @@ import numpy.typing as npt
 
 from statten_deploy.errors import InputError
 from statten_deploy.events import Events, frames_by_number, read_events
-from statten_deploy.events.readers.limits import one_line
+from statten_deploy.events.readers.limits import MAX_EVENTS, check_count, one_line
 from statten_deploy.train.data.spec import Float32Array, InputSpec, Int64Array, Samples
 from statten_deploy.untrusted.arrays import Archive, declared, read_npy
-from statten_deploy.untrusted.limits import check_bytes
 
 Resize = Literal["mean", "nearest", "sum"]
 """From the sensor's pixels to the network's: bilinear, which at half the size is the mean of four (CIFAR10-DVS as
@@ -113,11 +112,14 @@ def read_recording(path: Path, sensor: tuple[int, int]) -> Events:
                 raise InputError(
                     f"{path}: holds {list(shape)} of {dtype}; expected numbers [N, 4] with columns x, y, p, t"
                 )
-            check_bytes(path, math.prod(shape) * dtype.itemsize)
+            check_count(path, shape[0], MAX_EVENTS)
+            if math.prod(shape) * dtype.itemsize > path.stat().st_size:
+                raise ValueError(f"declares {shape[0]:,} events, has fewer")
             stream.seek(0)
             array = read_npy(stream)
         x, y, p, t = array.T
-        return Events.of(t.astype(np.int64) * MS, x, y, p, sensor, str(path))
+        events = Events.of(t, x, y, p, sensor, str(path))  # whole numbers, none so large that MS times it overflows
+        return Events(events.t * MS, events.x, events.y, events.p, sensor)
     events = read_events(path)
     if events.size == sensor:
         return events
@@ -128,14 +130,17 @@ def read_frames(path: Path, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Array ``frames`` of an ``.npz`` file, as SpikingJelly writes it.
 
     Raises:
-        InputError: damaged, or other frames than `shape`.
+        InputError: damaged, other frames than `shape`, or NaN.
     """
     with Archive(path) as file:
         kind = file.kinds.get("frames")
         if kind is None or kind[0] != shape or kind[1].kind not in "uif":
             found = "no array 'frames'" if kind is None else f"frames {list(kind[0])} of {kind[1]}"
             raise InputError(f"{path}: has {found}; expected numbers {list(shape)}")
-        return file.read("frames")
+        frames = file.read("frames")
+    if not np.isfinite(frames).all():
+        raise InputError(f"{path}: 'frames' holds NaN or infinite values; expected finite numbers")
+    return frames
 
 
 def keep_frames(path: Path, frames: Float32Array) -> None:
