@@ -107,7 +107,7 @@ class StattenModule(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:  # before a checkpoint of this step is written
-            with self.trainer.profiler.profile("moving average"):
+            with self.trainer.profiler.profile("moving average"):  # type: ignore[attr-defined]
                 update_average(self.average, self.model, self.train_config.ema_decay, self.global_step + 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
