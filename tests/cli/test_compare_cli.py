@@ -189,7 +189,7 @@ def test_debug_shows_what_an_engine_raised(
         (("--samples", 361), "has 360 samples, --samples asks for 361"),
         (("--data", "nothing"), "nothing: no such data"),
         (("--out", "no/such/folder"), "no/such: no such folder"),
-        (("--out", "/proc/x"), "/proc/x: cannot be written in /proc ("),
+        (("--out", "/proc/x"), "/proc/x: cannot be written ("),
         (("--out", "/"), "/: cannot be replaced; --out names the folder to write"),
         (("--out", "/etc/hostname"), "/etc/hostname: is no folder; --out names the folder to write"),
         (("--device", "tpu"), "device 'tpu' cannot be used here"),
