@@ -22,7 +22,7 @@ from statten_deploy.export.onnx.builder import BATCH, Builder, ModelWriter, Shap
 from statten_deploy.export.onnx.neurons import NEURONS, emit_neuron_step, from_rest, has_memory, resting_states
 from statten_deploy.ir.graph import successors
 from statten_deploy.ir.schedule import Loop
-from statten_deploy.ir.verify import SPIKING
+from statten_deploy.ir.verify import SPIKING, delay_steps
 
 AnyBuilder = TypeVar("AnyBuilder", bound=ModelWriter)
 AnySignal = TypeVar("AnySignal", bound=Any)
@@ -254,7 +254,7 @@ class FloatLoop(LoopWriter[Builder, Signal]):
 
     def _delay(self, name: str, node: Any, x: Signal) -> Signal:
         """``y[t] = x[t - d]`` as a row of memories."""
-        steps = ops.delay_steps(node.delay, self.b.dt)
+        steps = delay_steps(node.delay, self.b.dt)
         row = [x.value, *(self.b.unique(f"{name}/past_{d}") for d in range(1, int(steps.max(initial=0)) + 1))]
         for newer, older in pairwise(row):
             self.carry(self.declared(older, x), "", newer)

@@ -13,6 +13,7 @@ from onnx import TensorProto
 from statten_deploy.export.onnx.builder import BATCH, Array, Builder, Shape, Signal, compact, float_value
 from statten_deploy.ir.nodes import SpikeAnd, TokenMaxPool
 from statten_deploy.ir.shapes import explicit_padding, sizes
+from statten_deploy.ir.verify import delay_steps
 
 # inputs and outputs of the model
 
@@ -200,11 +201,6 @@ def _running_mean(b: Builder, name: str, x: Signal) -> Signal:
     count = b.aux("Cast", [steps.output], name, "count", to=TensorProto.FLOAT)
     column = b.reshape(count, (-1, *(1,) * len(x.shape)), name, "count_of_sample")
     return b.main("Div", [state.output, column], name, x.shape, "final")
-
-
-def delay_steps(delay: Array, dt: float) -> Array:
-    """Delays in whole steps."""
-    return np.rint(np.asarray(delay, dtype=np.float64) / dt).astype(np.int64)
 
 
 def passes_at_once(node: nir.NIRNode, dt: float) -> Array:

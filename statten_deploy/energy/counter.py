@@ -7,6 +7,7 @@ attention are not linear: they are worked out on every batch.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from math import prod
 from typing import Any, Literal
 
@@ -28,11 +29,12 @@ from statten_deploy.energy.signals import (
     kinds,
     widened,
 )
-from statten_deploy.errors import ConfigError, InputError, UnsupportedError
+from statten_deploy.errors import ConfigError, InputError
 from statten_deploy.ir import SpikeAnd, SpikeMaxPool2d, STAttenAttention, TokenMaxPool
 from statten_deploy.ir.graph import hints, inline_subgraphs, input_names, predecessors, successors
 from statten_deploy.ir.integer import IntegerSumPool2d
 from statten_deploy.ir.shapes import infer_shapes
+from statten_deploy.ir.verify import time_step
 
 SUMS = (nir.SumPool2d, IntegerSumPool2d)
 
@@ -65,15 +67,13 @@ class EnergyCounter:
 
     Raises:
         ConfigError: the graph does not say what its input is.
-        UnsupportedError: Delay nodes, behind which the recorded spikes arrive later.
     """
 
     def __init__(self, graph: nir.NIRGraph, *, input: InputKind | None = None) -> None:
         self.graph = inline_subgraphs(graph)
         self.input = input_kind(self.graph, input)
-        late = [name for name, node in self.graph.nodes.items() if isinstance(node, nir.Delay)]
-        if late:
-            raise UnsupportedError(f"cannot count spikes behind Delay nodes ({', '.join(late)}); count without them")
+        self.dt = time_step(self.graph)
+        """Seconds per step: Delay nodes count in seconds."""
         self.into = predecessors(self.graph)
         self.shapes = infer_shapes(self.graph)
         self.kinds = kinds(self.graph, self.into, self.input)
@@ -275,6 +275,7 @@ class _Batch:
         if name not in self.known:
             node = self.counter.graph.nodes[name]
             operation, shape = EVENT_OPERATIONS[type(node)], self.counter.shapes[name]
+            operation = partial(operation, dt=self.counter.dt) if isinstance(node, nir.Delay) else operation
             ports = list(self.counter.into[name].values())
             if isinstance(node, PER_EDGE):
                 found = [operation(node, shape, stream) for source in ports[0] for stream in self.streams(source)]

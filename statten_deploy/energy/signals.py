@@ -17,7 +17,7 @@ from statten_deploy.ir import MaxPool2d, SpikeAnd, SpikeMaxPool2d, STAttenAttent
 from statten_deploy.ir.graph import Predecessors
 from statten_deploy.ir.integer import InputEncoder, IntegerLI, IntegerLIF, IntegerSumPool2d, TemporalSum
 from statten_deploy.ir.shapes import Shape, sizes
-from statten_deploy.ir.verify import SPIKING
+from statten_deploy.ir.verify import SPIKING, delay_steps
 
 Values = NDArray[Any]
 """[T, B, *shape]: bool for spikes, whole numbers for graded events."""
@@ -140,6 +140,14 @@ def _scale(node: nir.Scale, shape: Shape, x: Values) -> Values:
     return np.asarray(x * np.asarray(node.scale))
 
 
+def _delay(node: nir.Delay, shape: Shape, x: Values, dt: float) -> Values:
+    """What would arrive after the last step never arrives."""
+    late, result = np.broadcast_to(delay_steps(node.delay, dt), shape), np.zeros_like(x)
+    for steps in np.unique(late[late < len(x)]):
+        result[steps:, :, late == steps] = x[: len(x) - steps, :, late == steps]
+    return result
+
+
 def _same(node: nir.NIRNode, shape: Shape, x: Values) -> Values:
     return x
 
@@ -149,6 +157,7 @@ EVENT_OPERATIONS: Mapping[type[nir.NIRNode], Callable[..., Values]] = {
     nir.Output: _same,
     nir.Flatten: _flatten,
     nir.Scale: _scale,
+    nir.Delay: _delay,
     nir.SumPool2d: _sum,
     nir.AvgPool2d: _sum,
     IntegerSumPool2d: _integer_sum,
@@ -157,7 +166,7 @@ EVENT_OPERATIONS: Mapping[type[nir.NIRNode], Callable[..., Values]] = {
     SpikeAnd: _and,
     TokenMaxPool: _token_max,
 }
-"""Nodes that turn events into events. A mean is a sum here: only which sites are zero matters."""
+"""Nodes that turn events into events; a Delay takes `dt`, too. A mean is a sum: only which sites are zero matters."""
 
-PER_EDGE = (nir.Flatten, nir.Scale)
+PER_EDGE = (nir.Flatten, nir.Scale, nir.Delay)
 """Nodes behind which the spikes of different sources are still apart."""

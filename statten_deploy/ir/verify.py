@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 
 import nir
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from statten_deploy.errors import GraphError
 from statten_deploy.ir.graph import (
@@ -67,6 +68,11 @@ EXACT_COUNT = 2**24
 
 DEFAULT_DT = 1e-4
 """Seconds per step for graphs that do not say: what SpikingJelly assumes, snnTorch fixes and Norse is usually given."""
+
+
+def delay_steps(delay: ArrayLike, dt: float) -> NDArray[np.int64]:
+    """Delays of `delay` seconds in whole steps."""
+    return np.rint(np.asarray(delay, dtype=np.float64) / dt).astype(np.int64)
 
 
 def time_step(graph: nir.NIRGraph) -> float:

@@ -375,7 +375,7 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", no_space)
-    with pytest.raises(InputError, match=r"cannot write the report \(No space left on device\)"):
+    with pytest.raises(InputError, match=r"report.html: cannot be written \(No space left on device\)"):
         write_html(one, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from statten_deploy.compare.executors import GraphExecutor, TorchExecutor
 from statten_deploy.energy import EnergyCounter, chip_fit, energy, load_profile
 from statten_deploy.energy.fanout import dense, fan_in, fan_out
-from statten_deploy.errors import ConfigError, InputError, UnsupportedError
+from statten_deploy.errors import ConfigError, InputError
 from statten_deploy.fixed_point.runner import IntegerRunner
 from statten_deploy.frontend import build_graph
 from statten_deploy.ir import SpikeAnd, SpikeMaxPool2d, STAttenAttention, TokenMaxPool, infer_shapes, predecessors
@@ -93,6 +93,39 @@ def test_every_connection_counts_as_spike_by_spike(node, shape):
     if isinstance(getattr(node, "padding", None), str):  # torch pads the odd one after
         node = nir.Conv2d((5, 6), node.weight, 1, 0, 1, 1, node.bias)
     assert counter.counts()["node"].synops == brute.synops(node, spikes, out) > 0
+
+
+def test_behind_delays_the_spikes_count_that_arrive():
+    """Neurons that wait for different times, two paths into an AND and a convolution; by the simulator's signals."""
+    rng, shape = np.random.default_rng(3), (2, 4, 4)
+    weight = rng.normal(size=(3, 2, 3, 3)).astype(np.float32)
+    zero = np.zeros(2, dtype=np.int64)
+    nodes = {
+        "i": nir.Input({"input": np.array(shape)}),
+        "s": neuron(shape),
+        "late": nir.Delay((rng.integers(0, 4, shape) * 1e-4).astype(np.float32)),
+        "and": SpikeAnd(),
+        "pool": nir.SumPool2d(np.array([2, 2]), np.array([2, 2]), zero),
+        "conv": nir.Conv2d((4, 4), weight, 1, 1, 1, 1, np.zeros(3, np.float32)),
+        "o": neuron((3, 4, 4)),
+        "y": nir.Output({"output": np.array([3, 4, 4])}),
+    }
+    edges = [("i", "s"), ("s", "late"), ("late", "conv"), ("conv", "o"), ("o", "y")]
+    edges += [("s", "and.a"), ("late", "and.b"), ("and", "pool"), ("pool", "end")]
+    nodes["end"] = nir.Output({"output": np.array([2, 2, 2])})
+    hints = {"format": 1, "dt": 1e-4, "time_steps": 5, "input": "frames"}
+    graph = nir.NIRGraph(nodes, edges, metadata={"statten": hints}, type_check=False)
+    x = rng.integers(0, 3, (3, 5, *shape)).astype(np.float32)
+    signals = Simulator(graph).run(x, record=["s", "late", "and", "o"]).recorded
+    counter = EnergyCounter(graph)
+    counter.update({name: signals[name] for name in "so"}, x)
+    counts = counter.counts()
+    assert signals["late"].sum() < signals["s"].sum()  # some never arrive
+    assert counts["conv"].synops == brute.synops(nodes["conv"], signals["late"], (3, 4, 4)) > 0
+    assert counts["and"].spikes == signals["and"].sum() > 0
+    assert counts["and"].synops == signals["s"].sum() + signals["late"].sum()
+    assert counts["pool"].synops == brute.synops(nodes["pool"], signals["and"], (2, 2, 2))
+    assert (counts["conv"].macs, counts["conv"].paper_macs) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -418,11 +451,6 @@ class TestRefusals:
             EnergyCounter(self.graph())
         with pytest.raises(ConfigError, match="expected one of image, frames, events"):
             EnergyCounter(self.graph(), input="spikes")
-
-    def test_delays(self):
-        graph, _ = network(nir.Delay(np.ones((1, 3, 3)) * 1e-4), (1, 3, 3))
-        with pytest.raises(UnsupportedError, match="behind Delay nodes \\(node\\)"):
-            EnergyCounter(graph, input="image")
 
     def test_nothing_given(self):
         with pytest.raises(InputError, match="no spikes were given"):
