@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -39,11 +40,14 @@ def open_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def file_limit(size: int) -> Iterator[None]:
     """No file larger than this, as `ulimit -f`."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As Python starts; a library that another test has loaded may have put the default back, which ends the process.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def content(folder: Path) -> dict[str, bytes]:
