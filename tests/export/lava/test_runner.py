@@ -232,14 +232,21 @@ def test_nonsense_with_a_matching_manifest_is_one_line(bundle: Path, x: np.ndarr
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "data"), [("network.json", b"[" * 9999), ("weights.npz", b"PK\3\4 no")])
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("network.json", b"[" * 9999, ": damaged bundle: "),
+        ("weights.npz", b"PK\3\4 no", "/weights.npz: not a readable .npz file "),
+    ],
+)
 def test_unreadable_content_with_a_matching_manifest_is_one_line(
-    bundle: Path, x: np.ndarray, name: str, data: bytes
+    bundle: Path, x: np.ndarray, name: str, data: bytes, said: str
 ) -> None:
     (bundle / name).write_bytes(data)
     edit_manifest(bundle)
-    with pytest.raises(InputError, match=f"^{bundle}: damaged bundle: "):
+    with pytest.raises(InputError, match=f"^{bundle}{said}") as caught:
         LavaRunner(bundle, limit_s=60).run(x)
+    assert "\n" not in str(caught.value)
 
 
 def test_running_it_by_hand_leaves_no_caches(bundle: Path, x: np.ndarray, tmp_path: Path) -> None:
