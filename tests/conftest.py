@@ -1,6 +1,7 @@
 """Shared fixtures: the recorded networks, and small networks of every variant."""
 
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 
 from statten_deploy.models.config import ModelConfig
 from statten_deploy.models.statten import STAtten
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: what tests start would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).parent / "data"
 
