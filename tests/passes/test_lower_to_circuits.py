@@ -178,7 +178,7 @@ def test_real_valued_pools_are_refused_with_the_remedy() -> None:
 
 def test_all_nodes_outside_the_portable_profile_are_named() -> None:
     one = np.ones(4, dtype=np.float32)
-    neuron = nir.LIF(one * np.float32(2e-4), one, one * 0, np.arange(4, dtype=np.float32), one * 0)
+    neuron = nir.LIF(one * np.float32(2e-4), one, one * 0, np.arange(1, 5, dtype=np.float32), one * 0)
     network = chain(
         ("x", inp(4)), ("s", nir.Scale(one)), ("l", neuron), ("i", nir.LI(one, one, one * 0)), ("y", out(4))
     )
