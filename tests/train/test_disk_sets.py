@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -364,16 +366,27 @@ def test_download_fetches_what_torchvision_says(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "web").mkdir()
     (tmp_path / "web/cifar.tar.gz").write_bytes(packed.getvalue())
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+    fetched = []
+
+    class Slow(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            fetched.append(self.path)
+            time.sleep(0.3)  # long enough for others to begin
+            super().do_GET()
+
         def log_message(self, *_: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "web")))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Slow, directory=str(tmp_path / "web")))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/cifar.tar.gz")
         monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(packed.getvalue()).hexdigest())
         download(f"cifar10:{tmp_path / 'root'}")
+        once = len(fetched)
+        with ThreadPoolExecutor(3) as pool:  # as the processes of torchrun do
+            list(pool.map(download, [f"cifar10:{tmp_path / 'shared'}"] * 3))
+        assert len(fetched) == 2 * once
         assert len(select(open_source(f"cifar10:{tmp_path / 'root'}", CIFAR), "train")) == 10
         monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/none.tar.gz")
         with pytest.raises(InputError, match="--download: cifar10 cannot be fetched into"):

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from statten_deploy.errors import InputError
 from statten_deploy.models.config import ModelConfig
@@ -72,6 +74,8 @@ def split_root(data: str) -> tuple[str, Path | None]:
 def download(data: str) -> None:
     """Fetch a data set into its root, where it is not there yet. Nothing else ever downloads.
 
+    Of several processes that start together one fetches; the others wait, and find it there.
+
     Raises:
         InputError: nothing that can be fetched, or it cannot be reached.
     """
@@ -81,10 +85,12 @@ def download(data: str) -> None:
         raise InputError(f"--download: {data} cannot be fetched; these can: {able}")
     root.mkdir(parents=True, exist_ok=True)
     try:
-        if name in CIFAR:
-            download_cifar(name, root)
-        else:
-            download_event_set(EVENT_SETS[name], root)
+        # into a folder that takes no lock nothing can be fetched either
+        with FileLock(root / ".download.lock") if os.access(root, os.W_OK) else nullcontext():
+            if name in CIFAR:
+                download_cifar(name, root)
+            else:
+                download_event_set(EVENT_SETS[name], root)
     except (OSError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"--download: {name} cannot be fetched into {root} ({detail})") from None
