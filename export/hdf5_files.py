@@ -12,29 +12,42 @@ import h5py
 
 
 class _Patient(io.RawIOBase):
-    """A file whose first failure is kept, `error`; from there on it takes everything and keeps nothing."""
+    """A file whose first failure is kept, `error`; what is written from there on stays in memory.
+
+    The library reads what it has written itself, and ends the process when it finds something else there.
+    """
 
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None
+        self._rest: list[tuple[int, memoryview]] = []
         self._file = path.open("w+b", buffering=0)
         self._at = self._size = 0
 
     def write(self, data: Any) -> int:
-        length, at = memoryview(data).nbytes, self._at
+        given, at = memoryview(data).cast("B"), self._at
         if self.error is None:
             try:
-                _write_all(self._file.fileno(), memoryview(data).cast("B"), at)
+                _write_all(self._file.fileno(), given, at)
             except OSError as error:
                 self.error = error
-        self._at += length
+        if self.error is not None:
+            self._rest.append((at, memoryview(bytes(given))))
+        self._at += len(given)
         self._size = max(self._size, self._at)
-        return length
+        return len(given)
 
     def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._at)
-        found = self._file.readinto(buffer) if self.error is None else len(buffer)
-        self._at += found or 0
-        return found or 0
+        into, start = memoryview(buffer).cast("B"), self._at
+        length = max(min(len(into), self._size - start), 0)
+        self._file.seek(start)
+        found = self._file.readinto(into[:length]) or 0
+        into[found:length] = bytes(length - found)
+        for at, data in self._rest:
+            first, last = max(at, start), min(at + len(data), start + length)
+            if first < last:
+                into[first - start : last - start] = data[first - at : last - at]
+        self._at += length
+        return length
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._at = offset + (0, self._at, self._size)[whence]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from statten_deploy.export import hdf5_files
 from statten_deploy.export.nir.hdf5 import write_file
 from statten_deploy.frontend import build_graph
 from tests.cli.commands import DIGITS, error_line, export
@@ -122,3 +123,22 @@ def test_errors_about_other_files_are_not_ours(open_folder: Path, capfd: pytest.
     assert export(DIGITS, "--target", "onnx", "--calibration", open_folder / "data.npz") == 2
     assert "data.npz: no array 'x'" in error_line(capfd)
     assert [path.name for path in open_folder.iterdir()] == ["data.npz"]
+
+
+def test_what_a_full_disk_refuses_is_read_back(open_folder: Path) -> None:
+    """HDF5 reads its own bookkeeping again before it is told; anything else there ends the process."""
+    stream = hdf5_files._Patient(open_folder / "m.nir")
+    stream.write(b"0123456789")
+    with file_limit(14):
+        stream.seek(8)
+        stream.write(b"abcdefghijkl")
+        stream.seek(2)
+        stream.write(b"--")
+        stream.seek(18)
+        stream.write(b"yz!")
+    assert stream.error is not None
+    stream.seek(0)
+    assert stream.read(100) == b"01--4567abcdefghijyz!"
+    stream.seek(6)
+    assert stream.read(4) == b"67ab"
+    stream.close()
