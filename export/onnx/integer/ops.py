@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from statten_deploy.export.onnx.builder import BATCH, Shape, Time, compact, float_value
-from statten_deploy.export.onnx.integer.planes import TOGETHER, bytes_of, emit_planes
-from statten_deploy.export.onnx.integer.products import Weighted, emit_rows
+from statten_deploy.export.onnx.integer.planes import bytes_of, emit_planes
+from statten_deploy.export.onnx.integer.products import TOGETHER, Weighted, emit_rows
 from statten_deploy.export.onnx.integer.signals import IntegerBuilder, IntegerSignal
 from statten_deploy.ir.integer import (
     InputEncoder,

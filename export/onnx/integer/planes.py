@@ -12,13 +12,10 @@ import onnx
 from onnx import helper
 
 from statten_deploy.export.onnx.integer.bounds import FloatType
-from statten_deploy.export.onnx.integer.products import Weighted, largest_byte, product_type
+from statten_deploy.export.onnx.integer.products import TOGETHER, Weighted, largest_byte, product_type
 from statten_deploy.export.onnx.integer.signals import IntegerBuilder, IntegerSignal
 from statten_deploy.fixed_point.arithmetic import Int
 from statten_deploy.ir.integer import IntegerConv2d
-
-TOGETHER = 1 << 16
-"""Layers with at most so many numbers a step convolve all steps at once: fewer calls, and sums stay in a cache."""
 
 WITHOUT_SCALE = frozenset({"Greater", "Where"})
 """What neurons do first. OpenVINO leaves the scale of a product in front of these operators."""

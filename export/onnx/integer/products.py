@@ -22,8 +22,9 @@ from statten_deploy.ir.integer import IntegerConv2d, IntegerLinear
 PAIR_LIMIT = (1 << 15) - 1
 MAX_PARTS = 4
 """An input is cut into at most so many bytes."""
-TOGETHER = 1 << 16
-"""Layers with at most so many numbers a step multiply all steps at once: there a call costs more than a copy."""
+TOGETHER = 1 << 15
+"""Layers with at most so many numbers a step multiply all steps at once: there a call costs more than a copy, and what
+comes out of all steps still fits into the cache of a core."""
 
 Weighted = IntegerConv2d | IntegerLinear
 
