@@ -1,6 +1,7 @@
 """What a caller hands over, checked before an engine sees it: one line says what is wrong."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,22 @@ from statten_deploy.errors import InputError
 
 RANGE_SLACK = 0.01
 """Part of the range by which values may leave it: interpolation and rounding do, wrong units do by far more."""
+
+
+def check_count(name: str, value: object, most: int | None = None) -> int:
+    """`value` as a whole number of at least 1, and of at most `most`.
+
+    Raises:
+        InputError: something else.
+    """
+    try:
+        number = int(operator.index(value))  # type: ignore[arg-type]
+    except TypeError:
+        number = 0
+    if number < 1 or (most is not None and number > most):
+        wanted = "of at least 1" if most is None else f"from 1 to {most}"
+        raise InputError(f"{name} must be a whole number {wanted}, got {value!r}")
+    return number
 
 
 def check_array(name: str, x: object, shapes: Sequence[Sequence[int | str]]) -> NDArray[np.float32]:

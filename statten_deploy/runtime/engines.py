@@ -164,7 +164,7 @@ class OpenVinoEngine:
 
         if options.arena is not None:
             raise InputError("arena belongs to engine 'onnxruntime'; leave it out")
-        device = options.provider or "CPU"
+        device = str(options.provider or "CPU")
         core = openvino.Core()
         if device.split(":")[0].split(".")[0] not in {"AUTO", *core.available_devices}:
             raise InputError(

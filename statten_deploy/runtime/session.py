@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statten_deploy.errors import InputError
-from statten_deploy.runtime.checks import check_array, check_values
+from statten_deploy.runtime.checks import check_array, check_count, check_values
 from statten_deploy.runtime.engines import ENGINES, Engine, Options, Port, choose_engine
 from statten_deploy.runtime.interface import Array, Interface
 from statten_deploy.runtime.metadata import read_facts
@@ -18,6 +18,9 @@ from statten_deploy.runtime.stream import Result, Stream, make_result
 from statten_deploy.runtime.structure import check_structure
 from statten_deploy.sidecar import file_facts, read_sidecar
 from statten_deploy.untrusted.limits import check_bytes
+
+MOST_THREADS = 1024
+"""No engine is asked for more: it would start them all at once."""
 
 
 def load(
@@ -42,8 +45,10 @@ def load(
     Raises:
         InputError: no such file, not one of ours, changed since its export, or an option that does not exist here.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be at least 1, got {threads}")
+    if threads is not None:
+        threads = check_count("threads", threads, MOST_THREADS)
+    if arena not in (None, True, False):
+        raise InputError(f"arena must be True or False, got {arena!r}")
     path = Path(path)
     facts = read_facts(path)
     interface = Interface.of(facts.metadata, path)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statten_deploy.errors import InputError
-from statten_deploy.runtime.checks import check_array, check_values
+from statten_deploy.runtime.checks import check_array, check_count, check_values
 from statten_deploy.runtime.interface import COUNTS, Array
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ class Stream:
 
     def __init__(self, session: "Session", batch: int | None = None) -> None:
         """`batch`: so many streams side by side, step by step together; None: one, whose frames have no batch axis."""
-        if batch is not None and batch < 1:
-            raise InputError(f"batch must be at least 1, got {batch}")
-        self.batch = batch
+        self.batch = None if batch is None else check_count("batch", batch)
         self._session = session
         self._lock = threading.Lock()
         self._frame = session.frame_shape
@@ -150,7 +148,11 @@ class Stream:
         Raises:
             InputError: of another file, of another batch size, or damaged; the stream is as it was before.
         """
-        given = {key: np.asarray(state[key]) for key in state}
+        try:
+            given = {key: np.asarray(state[key]) for key in state}
+        except Exception as error:  # a file is read only now: zip, zlib and numpy raise their own
+            told = " ".join(str(error).split())[:160]
+            raise InputError(f"the state cannot be read ({told}); save it with state()") from None
         rows, interface = self.batch or 1, self._session.interface
         if str(given.get(ARTEFACT, "")) != self._session.sha256:
             raise InputError(f"the state is not one of {self._session.path}; restore what its own streams saved")

@@ -126,7 +126,12 @@ def test_the_engine_follows_the_flavour_and_what_is_installed(monkeypatch: pytes
     ("options", "message"),
     [
         ({"engine": "tflite"}, "engine 'tflite': expected onnxruntime or openvino"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"threads": 0}, "threads must be a whole number from 1 to 1024, got 0"),
+        ({"threads": 1 << 31}, "threads must be a whole number from 1 to 1024, got 2147483648"),
+        ({"threads": 1.5}, "threads must be a whole number from 1 to 1024, got 1.5"),
+        ({"threads": "2"}, "threads must be a whole number from 1 to 1024, got '2'"),
+        ({"arena": "no"}, "arena must be True or False, got 'no'"),
+        ({"engine": "openvino", "provider": 5}, "provider '5' is not a device of this OpenVINO"),
         ({"provider": "MoonExecutionProvider"}, "provider 'MoonExecutionProvider' is not in this onnxruntime; it has"),
         ({"engine": "openvino", "provider": "MOON"}, "provider 'MOON' is not a device of this OpenVINO; it has CPU"),
         ({"engine": "openvino", "arena": True}, "arena belongs to engine 'onnxruntime'"),
@@ -136,6 +141,12 @@ def test_options_that_do_not_exist(artefact, options: dict[str, Any], message: s
     with pytest.raises(InputError, match=message) as caught:
         load(artefact("frames"), **options)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers(artefact) -> None:
+    x = samples("frames", 2)
+    session = load(artefact("frames"), threads=np.int64(1))
+    assert session.stream(np.int32(2)).push(x) is not None
 
 
 # files

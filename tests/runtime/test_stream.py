@@ -101,8 +101,9 @@ def test_streams_side_by_side_equal_streams_alone(artefact, engine: str) -> None
             assert result.spike_counts[name][row] == count
     with pytest.raises(ValueError, match="can only convert an array of size 1"):
         _ = result.label
-    with pytest.raises(InputError, match="batch must be at least 1, got 0"):
-        session.stream(batch=0)
+    for batch in (0, 1.5, "2"):
+        with pytest.raises(InputError, match=f"batch must be a whole number of at least 1, got {batch!r}"):
+            session.stream(batch=batch)  # type: ignore[arg-type]
 
 
 def test_reset_forgets_everything(artefact) -> None:
@@ -219,6 +220,25 @@ def test_states_that_do_not_fit_change_nothing(artefact, name: str, value: np.nd
     with pytest.raises(InputError, match=message) as caught:
         stream.restore(spoiled(before, name, value))
     assert "\n" not in str(caught.value)
+    assert_same(stream.state(), before)
+
+
+def test_a_saved_file_that_is_damaged_changes_nothing(artefact, tmp_path: Path) -> None:
+    """It is read only when it is restored; and what is no saved state at all."""
+    stream = load(artefact("frames"), threads=1).stream()
+    stream.push(samples("frames", 1)[0, :3])
+    before = stream.state()
+    np.savez(tmp_path / "state.npz", **before)
+    content = bytearray((tmp_path / "state.npz").read_bytes())
+    content[content.index(V.encode()) + 200] ^= 255  # among its numbers
+    (tmp_path / "damaged.npz").write_bytes(content)
+    np.savez(tmp_path / "objects.npz", **{**before, "pending": np.array([None])})
+    files = [np.load(tmp_path / name, allow_pickle=False) for name in ("damaged.npz", "objects.npz")]
+    for state in (*files, None, [1], np.zeros(3), {**before, "pending": [[1], [1, 2]]}):
+        with pytest.raises(InputError, match=r"^the state cannot be read \(.*\); save it with state\(\)$"):
+            stream.restore(state)  # type: ignore[arg-type]
+    for file in files:
+        file.close()
     assert_same(stream.state(), before)
 
 
