@@ -9,6 +9,9 @@ from statten_deploy.errors import InputError
 from statten_deploy.events.events import Events
 from statten_deploy.events.frames import Float32Array, check_grid, count_events
 
+BLOCK = 1 << 14
+"""Events looked at together: each frame that they finish looks at all that are left of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -66,9 +69,10 @@ class FrameBinner:
     ) -> None:
         if (events_per_frame is None) is (frame_us is None):
             raise InputError("a FrameBinner needs events_per_frame or frame_us, not both")
-        for name, value in {"events_per_frame": events_per_frame, "frame_us": frame_us}.items():
-            if value is not None and value < 1:
-                raise InputError(f"{name} {value}: expected at least 1")
+        rule = (("events_per_frame", events_per_frame, 1), ("frame_us", frame_us, 1))
+        for name, value, least in (*rule, ("max_silence", max_silence, 0), ("restart_after", restart_after, 1)):
+            if value is not None and value < least:
+                raise InputError(f"{name} {value}: expected at least {least}")
         self.size = size
         self.sensor = sensor or size
         check_grid(self.size, self.sensor)
@@ -83,10 +87,12 @@ class FrameBinner:
         """The frames that `events` finish, oldest first."""
         inside = (events.y < self.sensor[0]) & (events.x < self.sensor[1])
         self.dropped.outside += len(events) - int(np.count_nonzero(inside))
-        rest = events[inside]
+        kept = events[inside]
         done: list[Frame] = []
-        while len(rest):
-            rest = rest[self._take(rest, done) :]
+        for start in range(0, len(kept), BLOCK):
+            rest = kept[start : start + BLOCK]
+            while len(rest):
+                rest = rest[self._take(rest, done) :]
         return done
 
     def advance(self, now_us: int) -> list[Frame]:

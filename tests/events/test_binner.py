@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from statten_deploy.errors import InputError
 from statten_deploy.events import Dropped, Events, Frame, FrameBinner, concatenate, frames_by_number, frames_by_time
+from statten_deploy.events.binner import BLOCK
 from tests.events.encoders import some_events
 
 SIZE = (20, 34)
@@ -194,6 +195,27 @@ def test_flush_and_reset() -> None:
     assert binner.dropped == Dropped()
 
 
+def test_a_whole_recording_at_once_costs_no_more_than_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its events are looked at a few times each, not once for every frame of the recording."""
+    looked, late = 0, FrameBinner._late
+
+    def counting(self: FrameBinner, t: np.ndarray) -> object:
+        nonlocal looked
+        looked += len(t)
+        return late(self, t)
+
+    monkeypatch.setattr(FrameBinner, "_late", counting)
+    events = some_events(8 * BLOCK)
+    for rule in ({"events_per_frame": BLOCK // 4}, {"frame_us": int(events.t[-1] - events.t[0]) // 32}):
+        looked = 0
+        frames = FrameBinner(SIZE, **rule).push(events)  # type: ignore[arg-type]
+        assert len(events) <= looked < 4 * len(events)
+        parts = FrameBinner(SIZE, **rule)  # type: ignore[arg-type]
+        pushed = [frame for start in range(0, len(events), 1000) for frame in parts.push(events[start : start + 1000])]
+        assert np.array_equal(stack(frames), stack(pushed))
+        assert len(frames) >= 31
+
+
 def test_frames_are_the_callers_own() -> None:
     binner = FrameBinner(SIZE, events_per_frame=1)
     first, second = binner.push(moments(1, 2))
@@ -203,7 +225,15 @@ def test_frames_are_the_callers_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [{}, {"frame_us": 1, "events_per_frame": 1}, {"frame_us": 0}, {"events_per_frame": -1}]
+    "rule",
+    [
+        {},
+        {"frame_us": 1, "events_per_frame": 1},
+        {"frame_us": 0},
+        {"events_per_frame": -1},
+        {"frame_us": 1, "max_silence": -1},
+        {"frame_us": 1, "restart_after": 0},
+    ],
 )
 def test_what_a_binner_must_be_told(rule: dict[str, int]) -> None:
     with pytest.raises(InputError):
