@@ -88,9 +88,10 @@ class SimulatedCamera:
             moved = Events(events.t - begin + now, events.x, events.y, events.p, events.size)
             length = (int(events.t[-1]) - begin + 1 if len(events) else 0) + self.pause_us
             count = max(1, -(-length // self.chunk_us))
-            cuts = np.searchsorted(moved.t, now + self.chunk_us * np.arange(1, count + 1))
-            for i in range(count):
-                part = moved[int(cuts[i - 1]) if i else 0 : int(cuts[i])]
+            start = 0
+            for i in range(count):  # which may be many, after a wrong time stamp: no table of them
                 end = now + (i + 1) * self.chunk_us
-                yield Chunk(part, index, i == 0, i == count - 1, end)
+                stop = int(np.searchsorted(moved.t, end))
+                yield Chunk(moved[start:stop], index, i == 0, i == count - 1, end)
+                start = stop
             now += count * self.chunk_us

@@ -17,7 +17,11 @@ def frames_by_number(events: Events, count: int, size: tuple[int, int]) -> Float
 
     As in the released STAtten code (SpikingJelly's ``split_by="number"``). Fewer than `count` events: all are in the
     last frame.
+
+    Raises:
+        InputError: no frames, or see `to_grid`.
     """
+    _check_frames(count)
     ordered = in_order(events)
     each = len(ordered) // count
     which = np.full(len(ordered), count - 1, np.int64)
@@ -32,7 +36,11 @@ def frames_by_time(events: Events, count: int, size: tuple[int, int]) -> Float32
         F[f, p, y, x] = number of events with  min((t - t[first]) // duration, count - 1) = f,  polarity p, at (y, x)
 
     As SpikingJelly's ``split_by="time"``; a frame without events is zero (SpikingJelly fails there).
+
+    Raises:
+        InputError: no frames, or see `to_grid`.
     """
+    _check_frames(count)
     ordered = in_order(events)
     which = np.full(len(ordered), count - 1, np.int64)
     if len(ordered):
@@ -41,6 +49,11 @@ def frames_by_time(events: Events, count: int, size: tuple[int, int]) -> Float32
         if duration:
             which = np.minimum(since // duration, count - 1)
     return count_events(ordered, which, count, size)
+
+
+def _check_frames(count: int) -> None:
+    if count < 1:
+        raise InputError(f"{count} frames: expected at least 1")
 
 
 def in_order(events: Events) -> Events:

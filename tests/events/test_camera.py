@@ -42,6 +42,13 @@ def test_seed_gives_another_order_always_the_same() -> None:
     assert sorted(order(1)) == list(range(8))
 
 
+def test_a_wrong_time_stamp_fills_no_memory() -> None:
+    """The chunks of 36,000 years come one by one."""
+    events = Events.of([0, 5, 1 << 60], [0, 1, 2], [0, 1, 2], [1, 0, 1])
+    chunks = iter(SimulatedCamera([events]))
+    assert [len(next(chunks).events) for _ in range(3)] == [2, 0, 0]
+
+
 class Clock:
     """Time that passes only while somebody sleeps or works."""
 

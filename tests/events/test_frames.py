@@ -83,6 +83,13 @@ def test_smaller_frames_add_up_neighbours() -> None:
     assert (odd.sum((0, 1)).sum(0) > 0).all()
 
 
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_frames_are_refused(count: int) -> None:
+    for binned in (frames_by_number, frames_by_time):
+        with pytest.raises(InputError, match=f"{count} frames: expected at least 1"):
+            binned(some_events(9), count, (20, 34))
+
+
 def test_larger_frames_are_refused() -> None:
     with pytest.raises(InputError, match="have 40 rows and the sensor 20: events cannot be enlarged"):
         frames_by_number(some_events(), 4, (40, 34))
