@@ -3,7 +3,7 @@
     camera thread -> queue of N transfers -> frames of events -> stream of the network -> label
 
 The camera never waits. A transfer that finds the queue full is lost, and its events are counted. Memory is bounded: the
-queue, one open frame, the stream's state, and the last latencies.
+queue, one open frame, the stream's state, and the last latencies (and what is played: event files are read beforehand).
 
 On a workstation: the file for the device, and FILE.energy.json, what a spike costs in each layer.
 
@@ -128,6 +128,8 @@ class Pipeline:
     binner: FrameBinner
     meter: Meter
     latencies: deque = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    computed: int = 0
+    """Events in the frames that the network got."""
     unused: int = 0
     """Events that came when the answer was there already."""
 
@@ -163,6 +165,7 @@ class Pipeline:
         if self._complete:
             self.unused += int(frame.sum())
             return
+        self.computed += int(frame.sum())
         self._waiting += int(np.count_nonzero(frame))
         result = self.stream.push(frame)
         if result is None:  # a chunk that is not full yet
@@ -376,7 +379,10 @@ def play(options: argparse.Namespace) -> None:
     print(f"{heard} of {len(recordings)} recordings{correct}; latency {milliseconds(pipeline.latencies)} a frame")
     print(f"queue: {feed.lost_events} events in {feed.lost_chunks} refused transfers; at most {feed.deepest} waited")
     dropped = pipeline.binner.dropped
-    print(f"frames: {dropped.late} events late, {dropped.outside} outside; {pipeline.unused} after the answer")
+    print(
+        f"frames: {pipeline.computed} events computed, {pipeline.unused} after the answer, {dropped.late} late, "
+        f"{dropped.outside} outside, {dropped.unfinished} of frames that a clock going back cut short"
+    )
     meter = pipeline.meter
     print(
         f"energy: {microjoules(meter.total)} on {meter.profile}, dynamic only: an estimate from spike counts, in bounds"

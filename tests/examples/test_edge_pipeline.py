@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from statten_deploy.compare.executors import GraphExecutor
 from statten_deploy.energy import EnergyCounter, energy, load_profile
-from statten_deploy.events import SimulatedCamera, frames_by_number
+from statten_deploy.events import Chunk, Events, SimulatedCamera, frames_by_number
 from statten_deploy.source import load_source
 from statten_deploy.train.data.digits_events import digit_recordings
 
@@ -57,6 +58,42 @@ def test_a_patient_consumer_loses_nothing(example, model, recordings):
     assert (np.diff(energies, axis=1) > 0).all()  # lowest < expected < highest
 
 
+def watched(pipeline, before=lambda: True):
+    """The events of every frame that the network computes, as a list that grows."""
+    push, found = pipeline.stream.push, []
+
+    def pushed(frame):
+        assert before()
+        found.append(int(frame.sum()))
+        return push(frame)
+
+    pipeline.stream.push = pushed
+    return found
+
+
+def test_every_event_is_in_exactly_one_count(example, model, recordings):
+    """Late ones, ones outside the sensor, a clock that goes back, and more than eight frames hold."""
+    first = recordings[0][0]
+    wide = np.where(np.arange(len(first)) % 50 == 0, 40, first.x).astype(np.uint16)
+    late = first.t - np.where(np.arange(len(first)) % 7 == 0, 90_000, 0)
+    back = np.concatenate([first.t[:1000], first.t[1000:] - 10**9])
+    each = [Events(t, wide, first.y, first.p) for t in (first.t, late, back)]
+    chunks = [
+        Chunk(events[at : at + 500], number, at == 0, at + 500 >= len(events), 0)
+        for number, events in enumerate(each)
+        for at in range(0, len(events), 500)
+    ]
+    pipeline = example.open_pipeline(model, SENSOR, 300)
+    computed = watched(pipeline)
+    feed = example.Feed(chunks, 1000)
+    assert [answer.recording for answer in pipeline.run(feed)] == [0, 1, 2]
+    dropped = pipeline.binner.dropped
+    assert min(dropped.late, dropped.outside, dropped.unfinished, dropped.restarts, pipeline.unused) > 0
+    refused = dropped.late + dropped.outside + dropped.unfinished
+    assert sum(computed) == pipeline.computed
+    assert pipeline.computed + refused + pipeline.unused == 3 * len(first)
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_slow_consumer_loses_what_it_does_not_take_and_knows_how_much(example, model, recordings, size):
     """The network's first frame takes until the camera has sent everything."""
@@ -67,20 +104,16 @@ def test_a_slow_consumer_loses_what_it_does_not_take_and_knows_how_much(example,
         finished.set()
 
     pipeline = example.open_pipeline(model, SENSOR, 400)
-    push = pipeline.stream.push
-
-    def slowly(frame):
-        assert finished.wait(60)
-        return push(frame)
-
-    pipeline.stream.push = slowly
+    computed = watched(pipeline, lambda: finished.wait(60))
     feed = example.Feed(camera(), size)
     answers = list(pipeline.run(feed))
     assert feed.lost_events > 0
     assert 1 <= feed.deepest <= size
     assert sum(answer.lost for answer in answers) == feed.lost_events
-    computed = sum(len(events) for events in recordings[0]) - feed.lost_events - pipeline.unused
-    assert 0 < computed <= 8 * 400 * len(answers)
+    given = sum(len(events) for events in recordings[0])
+    assert sum(computed) == pipeline.computed
+    assert pipeline.computed + feed.lost_events + pipeline.unused == given
+    assert 0 < sum(computed) <= 8 * 400 * len(answers)
     assert answers[0].recording == 0  # its last transfer was lost
     assert answers[0].steps < 8
 
@@ -163,7 +196,10 @@ def test_on_the_device_an_event_file_needs_no_torch(model, recordings, tmp_path)
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    first, *_, energies, left_out, heavy = done.stdout.splitlines()
+    first, *_, lost, frames, energies, left_out, heavy = done.stdout.splitlines()
+    counts = re.findall(r"\d+", f"{lost.partition(' events in')[0]} {frames}")
+    assert len(counts) == 1 + 5
+    assert sum(map(int, counts)) == len(events)  # the summary's counts add up
     assert first.startswith(f"recording 0: label {recordings[1][0]}, 8 frames, latency ")
     assert first.endswith(" 0 events lost")
     assert "dynamic only: an estimate" in energies
