@@ -83,6 +83,7 @@ GOOD = {"layout": "stream", "time_steps": "4", "steps_per_call": "2", "input": "
         {"time_steps": "four"},
         {"steps_per_call": "3"},
         {"steps_per_call": "0"},
+        {"time_steps": "65538"},
         {"steps_per_call": None},
         {"input": None},
         {"states": "{"},

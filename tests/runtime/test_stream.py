@@ -4,12 +4,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import nir
 import numpy as np
 import pytest
 
 from statten_deploy.errors import InputError
+from statten_deploy.export.onnx import build_onnx, save_onnx
+from statten_deploy.ir import TemporalMean
 from statten_deploy.runtime import Result, Session, load
-from tests.export.onnx.onnx_harness import F32
+from tests.export.onnx.onnx_harness import F32, graph_of, lif
 from tests.runtime.conftest import NETWORKS, samples, write
 
 
@@ -73,6 +76,25 @@ def test_several_frames_at_once(artefact, network: str) -> None:
     for name, count in together.spike_counts.items():
         assert count == sum(result.spike_counts[name] for result in results)
     assert_same(one_by_one.state(), at_once.state())
+
+
+def test_outputs_of_every_step_line_up(tmp_path: Path) -> None:
+    """Beside a mean, of which the last counts: of a push, and of a whole sample."""
+    nodes = {"x": nir.Input({"input": np.array([4])}), "n": lif((4,)), "mean": TemporalMean()}
+    nodes |= {name: nir.Output({"output": np.array([4])}) for name in ("rate", "spikes")}
+    graph = graph_of(nodes, [("x", "n"), ("n", "spikes"), ("n", "mean"), ("mean", "rate")], time_steps=6)
+    x = np.random.default_rng(0).normal(1, 1, (3, 6, 4)).astype(F32)
+    for layout in ("sequence", "stream"):
+        save_onnx(build_onnx(graph, layout=layout), tmp_path / f"{layout}.onnx")  # type: ignore[arg-type]
+    expected = load(tmp_path / "sequence.onnx", threads=1).predict(x).outputs
+    assert 0.2 < expected["spikes"].mean() < 0.8
+    session = load(tmp_path / "stream.onnx", threads=1)
+    stream = session.stream()
+    pushes = [pushed(stream, part).outputs for part in (x[1, :1], x[1, 1:4], x[1, 4:])]
+    assert [part["spikes"].shape for part in pushes] == [(1, 4), (3, 4), (2, 4)]
+    np.testing.assert_array_equal(np.concatenate([part["spikes"] for part in pushes]), expected["spikes"][1])
+    for name, value in session.predict(x).outputs.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6, err_msg=name)
 
 
 def test_a_stream_goes_on_beyond_the_steps_of_a_sample(artefact) -> None:
