@@ -86,6 +86,8 @@ class FrameBinner:
     def push(self, events: Events) -> list[Frame]:
         """The frames that `events` finish, oldest first."""
         inside = (events.y < self.sensor[0]) & (events.x < self.sensor[1])
+        if events.x.dtype.kind == "i" or events.y.dtype.kind == "i":  # not as `Events.of` makes them
+            inside &= (events.y >= 0) & (events.x >= 0)
         self.dropped.outside += len(events) - int(np.count_nonzero(inside))
         kept = events[inside]
         done: list[Frame] = []

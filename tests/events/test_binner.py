@@ -139,6 +139,16 @@ def test_events_outside_are_counted_and_left_out() -> None:
     assert binner.dropped == Dropped(outside=2)
 
 
+def test_signed_coordinates_below_zero_are_outside() -> None:
+    """As a driver gives them, without `Events.of`."""
+    x, y = np.array([0, -1, 5, 33], np.int16), np.array([0, 3, -20, 19], np.int16)
+    events = Events(np.arange(4), x, y, np.ones(4, np.bool_))  # type: ignore[arg-type]
+    binner = FrameBinner(SIZE, events_per_frame=2)
+    (frame,) = binner.push(events)
+    assert frame.counts[1, 0, 0] == frame.counts[1, 19, 33] == 1
+    assert binner.dropped == Dropped(outside=2)
+
+
 def test_sensor_larger_than_the_frames() -> None:
     events = some_events(400, (40, 68))
     frames = FrameBinner(SIZE, sensor=(40, 68), events_per_frame=100).push(events)
