@@ -264,6 +264,14 @@ def test_a_saved_file_that_is_damaged_changes_nothing(artefact, tmp_path: Path) 
     assert_same(stream.state(), before)
 
 
+def test_no_image_can_wait_in_a_restored_state(artefact) -> None:
+    """Every image gives a result; only frames wait for their chunk."""
+    stream = load(artefact("image"), threads=1).stream()
+    waiting = {**stream.state(), "pending": np.zeros((1, 1, 3, 8, 8), F32)}
+    with pytest.raises(InputError, match="'pending' holds 1 frames, more than can wait"):
+        stream.restore(waiting)
+
+
 def test_a_state_of_another_file_or_batch(artefact) -> None:
     session = load(artefact("frames"), threads=1)
     with pytest.raises(InputError, match="the state is not one of"):
