@@ -180,7 +180,9 @@ def test_vectors_of_evt3(tmp_path: Path) -> None:
 # clocks
 
 
-@pytest.mark.parametrize(("kind", "wrap"), [("evt2", 1 << 34), ("dat", 1 << 32), ("aedat2", 1 << 32)])
+@pytest.mark.parametrize(
+    ("kind", "wrap"), [("evt3", 1 << 24), ("evt2", 1 << 34), ("dat", 1 << 32), ("aedat2", 1 << 32)]
+)
 def test_clock_that_wraps(tmp_path: Path, kind: str, wrap: int) -> None:
     encode, suffix, size = BYTES[kind]
     events = some_events()

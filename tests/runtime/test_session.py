@@ -195,6 +195,7 @@ def test_a_damaged_graph_is_refused_in_one_line(tmp_path: Path, engine: str) -> 
     [
         ("steps_per_call", "2", "4", r"input frames of 2 steps, expected 4"),
         ("states", "head_lif.v", "head_lif.w", r"no state/head_lif.w float32 .*no next/head_lif.w"),
+        ("states", '"float32"', '"float64"', r"no state/.* float64 "),
         ("states", '["batch", 5]', '["batch", 6]', r"no state/head_mean.sum float32 \['batch', 6\]"),
     ],
 )
