@@ -87,6 +87,8 @@ def _chains(
     allowed = ([IntegerConv2d, IntegerLIF], [IntegerConv2d, IntegerLIF, SpikeMaxPool2d])
     if kinds[0] not in allowed or any(kind != kinds[0] for kind in kinds):
         return None
+    if len({chain[0] for chain in chains}) < len(chains):  # one layer on several ports
+        return None
     same_source = all(into[chain[0]] == into[chains[0][0]] for chain in chains)
     alike = all(
         _settings(graph.nodes[member]) == _settings(graph.nodes[members[0]])

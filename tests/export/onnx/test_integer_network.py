@@ -9,10 +9,24 @@ import torch
 from statten_deploy.export.onnx.integer import FLAVOURS, Flavour, build_integer_onnx
 from statten_deploy.fixed_point.runner import IntegerRunner
 from statten_deploy.frontend import build_graph
+from statten_deploy.ir import STAttenAttention
 from statten_deploy.models.checkpoint import load_model
 from statten_deploy.quantize import QuantizeOptions, quantize
 from statten_deploy.train.data import load_arrays
-from tests.export.onnx.integer_harness import ALL, OFF, agree, in_onnxruntime, in_openvino, in_reference, quantised
+from tests.export.onnx.integer_harness import (
+    ALL,
+    OFF,
+    agree,
+    conv,
+    counts,
+    in_onnxruntime,
+    in_openvino,
+    in_reference,
+    integer_graph,
+    lif,
+    quantised,
+    with_hints,
+)
 
 ZOO = Path(__file__).resolve().parents[3] / "models/zoo"
 
@@ -22,6 +36,23 @@ def test_every_variant(variant: str, bits: int, granularity: str) -> None:
     graph, x = quantised(variant, bits, granularity)
     result = agree(graph, x)
     assert sum(int(spikes.sum()) for spikes in result.spikes.values()) > 1000
+
+
+@pytest.mark.parametrize("shared", ["qk", "kv", "qkv"])
+def test_a_layer_on_several_ports_of_an_attention(shared: str) -> None:
+    rng, shape = np.random.default_rng(1), (4, 4, 4)
+    nodes = {**integer_graph((2, 4, 4)).nodes, "conv": conv(rng, 4, 2), "spikes": lif(rng, shape, 20000)}
+    nodes |= {"attention": STAttenAttention(2, 2), "last": lif(rng, shape, 10)}
+    edges = [("x", "encoder"), ("encoder", "conv"), ("conv", "spikes"), ("attention", "last"), ("last", "y")]
+    for port in "qkv":
+        layer = shared if port in shared else port
+        if layer not in nodes:
+            nodes |= {f"{layer}_conv": conv(rng, 4, 4, 1), layer: lif(rng, shape)}
+            edges += [("spikes", f"{layer}_conv"), (f"{layer}_conv", layer)]
+        edges.append((layer, f"attention.{port}"))
+    graph = with_hints(nodes, edges)
+    result = agree(graph, counts(rng, graph))
+    assert 0 < result.spikes["last"].mean() < 1
 
 
 @pytest.mark.parametrize("variant", ["static", "sliding", "plif", "normalised", "dvs", "dvs-sdt"])
