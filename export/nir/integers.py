@@ -9,7 +9,7 @@ Membranes are written in units in which the input weight of every neuron is 1, t
 are their output, so they are written as they are: ``r`` brings the input to their units.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,21 +59,28 @@ def lower_integers(graph: nir.NIRGraph) -> tuple[nir.NIRGraph, dict[str, Describ
     Raises:
         UnsupportedError: an input that is neither [C, H, W] nor flat.
     """
-    if not any(type(node) in INTEGER_NODES for node in graph.nodes.values()):
-        return graph, {}
-    shapes, into, biases, dt = infer_shapes(graph), predecessors(graph), written_biases(graph), time_step(graph)
     nodes, described = dict(graph.nodes), {}
-    for name, node in graph.nodes.items():
-        if type(node) not in INTEGER_NODES:
-            continue
-        (source, *_) = into[name]["input"]
-        operation = type(node).__name__
-        lower, _, fields = OPERATIONS[operation]
-        nodes[name] = lower(node, _Context(name, shapes[source], shapes[name], dt, biases))
+    for name, lowered in _lowered(graph):
+        node, operation = graph.nodes[name], type(graph.nodes[name]).__name__
+        nodes[name] = lowered
         nodes[name].metadata = node.metadata
-        values = {field: _written(getattr(node, field)) for field in fields}
+        values = {field: _written(getattr(node, field)) for field in OPERATIONS[operation][2]}
         described[name] = {"format": FORMAT, "op": operation, **values}
+    if not described:
+        return graph, {}
     return nir.NIRGraph(nodes, graph.edges, metadata=graph.metadata, type_check=False), described
+
+
+def _lowered(graph: nir.NIRGraph) -> Iterator[tuple[str, nir.NIRNode]]:
+    """The stock node of every integer node, one after the other: each holds its weights in float32."""
+    integers = [name for name, node in graph.nodes.items() if type(node) in INTEGER_NODES]
+    if not integers:
+        return
+    shapes, into, biases, dt = infer_shapes(graph), predecessors(graph), written_biases(graph), time_step(graph)
+    for name in integers:
+        node, (source, *_) = graph.nodes[name], into[name]["input"]
+        lower = OPERATIONS[type(node).__name__][0]
+        yield name, lower(node, _Context(name, shapes[source], shapes[name], dt, biases))
 
 
 def raise_integers(graph: nir.NIRGraph, described: Mapping[str, Mapping[str, Any]]) -> nir.NIRGraph:
@@ -101,22 +108,22 @@ def check_integers(found: nir.NIRGraph, raised: nir.NIRGraph) -> None:
     Raises:
         InputError: the first node and field that differ.
     """
-    expected, described = lower_integers(raised)
-    labels = {name: f"node {name!r} ({text['op']})" for name, text in described.items()}
-    for name, where in labels.items():
-        ours, theirs = type(expected.nodes[name]), type(found.nodes[name])
-        if ours is not theirs:
+    changed = ""
+    for name, expected in _lowered(raised):
+        where, theirs = f"node {name!r} ({type(raised.nodes[name]).__name__})", found.nodes[name]
+        if type(expected) is not type(theirs):
             raise InputError(
-                f"{where} stands on a node {theirs.__name__}, its integers give a node {ours.__name__}; export it again"
+                f"{where} stands on a node {type(theirs).__name__}, its integers give a node "
+                f"{type(expected).__name__}; export it again"
             )
-    for name, where in labels.items():
-        ours, theirs = expected.nodes[name], found.nodes[name]
-        for field in _array_fields(ours):
-            if not _same(getattr(ours, field), getattr(theirs, field)):
-                raise InputError(
-                    f"{where}: its {field} is not what the integers in its metadata give; the file was changed after "
-                    "it was written: export it again, or remove its metadata to read it as a float network"
-                )
+        for field in _array_fields(expected):
+            if not changed and not _same(getattr(expected, field), getattr(theirs, field)):
+                changed = f"{where}: its {field}"
+    if changed:  # where a node is of another kind, its neighbours have other numbers
+        raise InputError(
+            f"{changed} is not what the integers in its metadata give; the file was changed after it was written: "
+            "export it again, or remove its metadata to read it as a float network"
+        )
 
 
 def _array_fields(node: Any) -> list[str]:
@@ -125,7 +132,10 @@ def _array_fields(node: Any) -> list[str]:
 
 def _same(a: Any, b: Any) -> bool:
     first, second = np.asarray(a), np.asarray(b)
-    return bool(first.dtype.kind in "iuf" and second.dtype.kind in "iuf" and np.array_equal(first, second))
+    if first.dtype.kind not in "iuf" or second.dtype.kind not in "iuf" or first.shape != second.shape:
+        return False
+    rows = zip(first, second, strict=True) if first.ndim > 1 else [(first, second)]  # one by one: weights can be large
+    return all(np.array_equal(x, y) for x, y in rows)
 
 
 def _written(value: Any) -> Any:
@@ -184,9 +194,9 @@ def _sum_pool(node: IntegerSumPool2d, at: _Context) -> nir.NIRNode:
     if factor * height * width == 1:
         return nir.AvgPool2d(kernel, stride, none)
     channels = at.given[0]
-    weight = np.zeros((channels, channels, height, width))
-    weight[np.arange(channels), np.arange(channels)] = factor
-    return nir.Conv2d(at.given[1:], _f32(weight), node.stride, (0, 0), (1, 1), 1, _f32(np.zeros(channels)))
+    weight = np.zeros((channels, channels, height, width), dtype=np.float32)
+    weight[np.arange(channels), np.arange(channels)] = factor  # a power of two
+    return nir.Conv2d(at.given[1:], weight, node.stride, (0, 0), (1, 1), 1, _f32(np.zeros(channels)))
 
 
 def _lif(node: IntegerLIF, at: _Context) -> nir.NIRNode:
