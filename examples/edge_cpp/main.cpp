@@ -74,6 +74,13 @@ size_t count(const std::vector<int64_t>& shape) {
   return numbers;
 }
 
+// A whole number of at least 1, as an option or the metadata say it.
+int whole(const std::string& text, const std::string& what) {
+  if (!text.empty() && text.size() < 10 && text.find_first_not_of("0123456789") == std::string::npos)
+    if (const int number = std::stoi(text); number >= 1) return number;
+  throw std::runtime_error(what + ": expected a whole number of at least 1, found '" + text + "'");
+}
+
 size_t bytes_of(ONNXTensorElementDataType type) {
   switch (type) {
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
@@ -132,7 +139,8 @@ class Network {
     if (layout != "sequence" && layout != "stream")
       throw std::runtime_error("not a file of statten-export: no layout in its metadata");
     held_ = metadata("input") == "image";
-    calls_ = layout == "stream" ? std::stoi(metadata("time_steps")) / std::stoi(metadata("steps_per_call")) : 1;
+    const auto told = [&](const char* key) { return whole(metadata(key), std::string(key) + " of the file"); };
+    calls_ = layout == "stream" ? told("time_steps") / told("steps_per_call") : 1;
     reset();
   }
 
@@ -259,7 +267,7 @@ int run(int argc, char** argv) {
   float tolerance = 1e-4F;
   for (int i = 3; i < argc; i += 2) {
     if (i + 1 == argc) throw std::runtime_error(std::string(argv[i]) + " needs a value");
-    if (std::strcmp(argv[i], "--threads") == 0) threads = std::stoi(argv[i + 1]);
+    if (std::strcmp(argv[i], "--threads") == 0) threads = whole(argv[i + 1], argv[i]);
     else if (std::strcmp(argv[i], "--tolerance") == 0) tolerance = std::stof(argv[i + 1]);
     else throw std::runtime_error(std::string("unknown option ") + argv[i]);
   }

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -93,7 +94,10 @@ def test_bad_input_is_one_line_and_exit_status_2(edge: Path, tmp_path: Path) -> 
     x = samples("frames", 2)
     model = write(tmp_path / "net.onnx", "frames", layout="stream")
     good = vectors(tmp_path, x, np.zeros((2, 5), np.float32))
-    cut = tmp_path / "cut.raw"
+    cut, zero = tmp_path / "cut.raw", tmp_path / "zero.onnx"
+    changed = onnx.load(model)
+    next(entry for entry in changed.metadata_props if entry.key == "steps_per_call").value = "0"
+    onnx.save(changed, zero)
     content = good.read_bytes()
     huge = content[:16] + np.array([2**40], "<i8").tobytes() + content[24:]
     other = vectors(Path(shutil.copytree(tmp_path, tmp_path / "other")), x[:, :3], np.zeros((2, 5), np.float32))
@@ -105,6 +109,9 @@ def test_bad_input_is_one_line_and_exit_status_2(edge: Path, tmp_path: Path) -> 
         ([model, other], "its samples are not what the network takes"),
         ([model, good, "--threads"], "--threads needs a value"),
         ([model, good, "--moon", 1], "unknown option --moon"),
+        ([model, good, "--threads", "two"], "--threads: expected a whole number of at least 1, found 'two'"),
+        ([model, good, "--threads", -1], "--threads: expected a whole number of at least 1, found '-1'"),
+        ([zero, good], "steps_per_call of the file: expected a whole number of at least 1, found '0'"),
     ]
     for end in (3, 20, 40, len(content) - 1):
         cases.append(([model, tmp_path / f"{end}.raw"], "raw"))
