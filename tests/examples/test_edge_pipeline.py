@@ -14,6 +14,8 @@ import pytest
 from statten_deploy.compare.executors import GraphExecutor
 from statten_deploy.energy import EnergyCounter, energy, load_profile
 from statten_deploy.events import Chunk, Events, SimulatedCamera, frames_by_number
+from statten_deploy.export.onnx.integer import build_integer_onnx
+from statten_deploy.quantize import quantize
 from statten_deploy.source import load_source
 from statten_deploy.train.data.digits_events import digit_recordings
 
@@ -155,6 +157,15 @@ def profile_of(folder, **figures: float) -> str:
     path = folder / "only.toml"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
+
+
+def test_an_integer_file_counts_the_layers_of_the_table(example, model):
+    """The table of --int8 is that of the float network."""
+    graph = quantize(load_source(CHECKPOINT).graph)
+    outputs = build_integer_onnx(graph, layout="stream", spike_counts=True).graph.output
+    prefix = "spike_counts/"
+    counted = {output.name.removeprefix(prefix): 0 for output in outputs if output.name.startswith(prefix)}
+    example.Meter(json.loads(example.table_path(model).read_text())).add(counted, 1, 0)  # or it would raise
 
 
 def test_an_event_that_makes_no_neuron_fire_costs_its_synapses(example, tmp_path):
