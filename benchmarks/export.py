@@ -3,7 +3,7 @@
     python benchmarks/export.py [--networks digits imagenet-8-768] [--targets onnx onnx-int8] [--no-unverified]
 
 Networks without a shipped checkpoint get random weights. Prints seconds from the start of the process to its end, the
-peak of the resident memory of the process and its children together, and file sizes; how much of it the verification
+peak of the memory that the process and its children hold together, and file sizes; how much of it the verification
 takes (the same export without it); and for a target that refuses the network, its reason. A GiB is 2^30 bytes.
 """
 
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,20 +70,23 @@ class Usage:
 
 
 def resident(parent: int) -> int:
-    """Bytes that a process and everything below it hold; pages that they share count for each."""
-    total, pids = 0, [parent]
+    """Bytes that a process and everything below it hold; what several of them share counts once."""
+    pids = [parent]
     for pid in pids:
-        try:
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        with suppress(OSError):  # it has ended
             for task in Path(f"/proc/{pid}/task").iterdir():
                 pids += map(int, (task / "children").read_text().split())
-        except OSError:  # it has ended
-            continue
+    total = 0
+    for pid in pids:
+        with suppress(OSError, IndexError):
+            if len(pids) == 1:  # costs less to look at
+                return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            total += int(Path(f"/proc/{pid}/smaps_rollup").read_text().partition("\nPss:")[2].split()[0]) * 1024
     return total
 
 
 def measure(arguments: list[str]) -> Usage:
-    """Run ``statten-export`` in a child and watch its memory every 20 ms."""
+    """Run ``statten-export`` in a child and watch its memory, at most every 20 ms."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     start, peak = time.perf_counter(), 0
     with tempfile.TemporaryFile() as errors:
@@ -91,8 +95,11 @@ def measure(arguments: list[str]) -> Usage:
 
         def watch() -> None:
             nonlocal peak
-            while not ended.wait(0.02):
+            pause = 0.02
+            while not ended.wait(pause):
+                began = time.perf_counter()
                 peak = max(peak, resident(child.pid))
+                pause = max(0.02, 20 * (time.perf_counter() - began))  # many processes take long to look at
 
         watcher = threading.Thread(target=watch)
         watcher.start()
