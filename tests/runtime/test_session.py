@@ -13,7 +13,7 @@ from statten_deploy.errors import InputError
 from statten_deploy.export.onnx import build_onnx, save_onnx
 from statten_deploy.export.onnx.integer import build_integer_onnx
 from statten_deploy.fixed_point.runner import IntegerRunner, real_outputs
-from statten_deploy.runtime import engines, load
+from statten_deploy.runtime import Interface, Port, Session, State, engines, load
 from statten_deploy.runtime.engines import choose_engine
 from tests.export.onnx.integer_harness import quantised
 from tests.export.onnx.onnx_harness import F32, chain, lif, small_network
@@ -210,6 +210,21 @@ def test_metadata_of_another_file(tmp_path: Path, key: str, old: str, new: str, 
         load(path)
 
 
+def test_a_state_that_no_machine_holds_is_refused_before_it_is_made() -> None:
+    f32, shape = np.dtype(F32), (1 << 20, 1 << 20)
+    interface = Interface("stream", "float32", 4, 1, False, (State("state/a", "next/a", f32, shape),))
+
+    class Declares:
+        inputs = (Port("x", f32, (None, 1, 3)), Port("state/a", f32, (None, *shape)))
+        outputs = (Port("y", f32, (None, 5)), Port("next/a", f32, (None, *shape)))
+
+        def run(self, feeds: Any) -> Any:
+            raise AssertionError
+
+    with pytest.raises(InputError, match=r"^net.onnx: its state declares .* above the limit"):
+        Session(Path("net.onnx"), interface, {}, "", "onnxruntime", Declares())
+
+
 # inputs
 
 FRAMES = np.zeros((2, 4, 3, 8, 8), F32)
@@ -236,6 +251,7 @@ def with_value(x: np.ndarray, value: float) -> np.ndarray:
         ("frames", with_value(FRAMES, -1), "frames: holds -1, the network takes values of at least 0; scale"),
         ("image", IMAGES[None], r"image: expected shape \[N, 3, 8, 8\]"),
         ("image", with_value(IMAGES, 255), "image: holds 255, the network takes values from 0 to 1; scale the input"),
+        ("image", with_value(IMAGES, 1.05), "image: holds 1.05, the network takes values from 0 to 1"),
         ("image", with_value(IMAGES, -0.5), "image: holds -0.5, the network takes values from 0 to 1"),
     ],
 )
