@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-MICRO = 4
-"""Samples of a micro-batch, where there are enough for all cores: what weights cost to read is shared by them."""
+FEWEST, MOST = 2, 8
+"""Samples of a micro-batch, where there are enough for all cores."""
+NUMBERS = 8192
+"""What the samples of a micro-batch take in, if `FEWEST` to `MOST` do. More samples share what weights and calls cost;
+fewer keep what passes from layer to layer, which grows with the input, in the cache of a core."""
 
 
 def cores() -> int:
@@ -37,6 +41,8 @@ class Batches:
     def __init__(self, single: "Engine", workers: int, make: Callable[[int], "Engine"], *, fixed: bool = False) -> None:
         self.single, self.workers, self.fixed = single, workers, fixed
         self.inputs, self.outputs = single.inputs, single.outputs
+        numbers = sum(prod(size or 1 for size in port.shape[1:]) for port in single.inputs)
+        self.micro = min(max(NUMBERS // max(numbers, 1), FEWEST), MOST)
         self._make = make
         self._made: dict[int, Engine] = {1: single} if fixed and workers == 1 else {}
         self._lock = threading.Lock()
@@ -46,7 +52,7 @@ class Batches:
         rows = len(next(iter(feeds.values())))
         if rows == 1:
             return self.single.run(feeds)
-        size = MICRO if rows >= MICRO * self.workers else 1 if self.fixed else -(-rows // self.workers)
+        size = self.micro if rows >= self.micro * self.workers else 1 if self.fixed else -(-rows // self.workers)
         engine = self._engine(size if self.fixed else 0)
         parts = [{name: x[at : at + size] for name, x in feeds.items()} for at in range(0, rows, size)]
         if self.fixed and rows % size:

@@ -12,15 +12,12 @@ from statten_deploy.runtime.batches import Batches
 from statten_deploy.runtime.engines import Port
 from tests.runtime.conftest import samples
 
-PORTS = (Port("x", np.dtype(np.float32), (None, 2)),)
-
 
 class Doubles:
     """``y = 2 x``; remembers what it was given."""
 
-    inputs, outputs = PORTS, (Port("y", np.dtype(np.float32), (None, 2)),)
-
-    def __init__(self) -> None:
+    def __init__(self, numbers: int = 2048) -> None:
+        self.inputs, self.outputs = ((Port(name, np.dtype(np.float32), (None, numbers)),) for name in "xy")
         self.sizes: list[int] = []
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -45,7 +42,7 @@ class Doubles:
 def test_how_a_batch_is_cut(rows: int, workers: int, fixed: bool, sizes: list[int]) -> None:
     single, other, made = Doubles(), Doubles(), []
     batches = Batches(single, workers, lambda size: (made.append(size), other)[1], fixed=fixed)
-    x = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
+    x = np.arange(2048 * rows, dtype=np.float32).reshape(rows, -1)
     for _ in range(2):
         np.testing.assert_array_equal(batches.run({"x": x})["y"], 2 * x)
     assert sorted(other.sizes) == sorted(sizes * 2)
@@ -53,6 +50,14 @@ def test_how_a_batch_is_cut(rows: int, workers: int, fixed: bool, sizes: list[in
     assert made == [max(sizes) if fixed else 0]  # once
     np.testing.assert_array_equal(batches.run({"x": x[:1]})["y"], 2 * x[:1])
     assert single.sizes == [1]
+
+
+@pytest.mark.parametrize(("numbers", "size"), [(1, 8), (256, 8), (2000, 4), (3072, 2), (150_528, 2)])
+def test_small_samples_go_together(numbers: int, size: int) -> None:
+    """Calls cost more than they compute; large ones would push each other out of the cache."""
+    engine = Doubles(numbers)
+    Batches(engine, 1, lambda _: engine).run({"x": np.zeros((16, numbers), dtype=np.float32)})
+    assert engine.sizes == [size] * (16 // size)
 
 
 def test_micro_batches_run_at_the_same_time() -> None:
