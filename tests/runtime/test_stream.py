@@ -209,6 +209,21 @@ def test_a_saved_state_does_not_change_with_its_stream_nor_with_its_arrays(artef
     np.testing.assert_array_equal(pushed(stream, x[1, :3]).logits, expected)
 
 
+def test_a_camera_may_fill_the_same_buffer_again(artefact) -> None:
+    """Frames that wait are kept, not the array in which they came; nor are the arrays of a saved state the stream's."""
+    session, (x,) = load(artefact("frames"), threads=1), samples("frames", 1)
+    expected, stream, buffer = pushed(session.stream(), x).logits, session.stream(), np.empty_like(x[0])
+    for frame in x:
+        buffer[...] = frame
+        result = stream.push(buffer)
+        buffer[...] = 50
+        for value in stream.state().values():
+            if value.dtype == F32:
+                value[...] = 100
+    assert result is not None
+    np.testing.assert_array_equal(result.logits, expected)
+
+
 def spoiled(state: dict[str, np.ndarray], name: str, value: np.ndarray | None) -> dict[str, np.ndarray]:
     changed = {**state, name: value}
     return {key: content for key, content in changed.items() if content is not None}
