@@ -5,8 +5,9 @@ import struct
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from statten_deploy.errors import InputError, UnsupportedError
 from statten_deploy.events import READERS, Events, read_events
-from statten_deploy.events.readers import aedat_files
+from statten_deploy.events.readers import aedat4_child, aedat_files
 from tests.events.encoders import (
     EVT3_HEADER,
     aedat2_bytes,
@@ -123,6 +124,29 @@ def test_aedat4_of_the_makers_library() -> None:
 
 
 # the same files through readers that others wrote
+
+
+def test_of_two_cameras_in_an_aedat4_file_the_first_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the other's packets come before it, and packets that hold no events between."""
+    first, other = some_events(6), some_events(4, seed=1)
+    fields = [("t", "<u8"), ("x", "<u2"), ("y", "<u2"), ("on", "?")]
+
+    def packet(number: int, events: Events) -> dict[str, object]:
+        return {"stream_id": number, "events": np.array(rows(events), fields)}
+
+    class Decoder:
+        def __init__(self, path: str) -> None:
+            self.packets = [packet(5, other), packet(2, first[:4]), {"stream_id": 1, "frame": {}}, packet(2, first[4:])]
+
+        def id_to_stream(self) -> dict[int, dict[str, object]]:
+            side = {"type": "events", "width": 34, "height": 20}
+            return {5: {**side, "width": 99}, 1: {"type": "frame", "width": 34, "height": 20}, 2: side}
+
+        def __iter__(self) -> Iterator[dict[str, object]]:
+            return iter(self.packets)
+
+    monkeypatch.setitem(sys.modules, "aedat", SimpleNamespace(Decoder=Decoder))
+    same(aedat4_child.decode(Path("two.aedat4"), 100), first, SIZE)
 
 
 def test_prophesee_files_as_expelliarmus_reads_and_writes_them(tmp_path: Path) -> None:
