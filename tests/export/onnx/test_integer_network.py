@@ -1,7 +1,9 @@
 """Whole networks in integers: every spike, membrane and logit is the integer runner's."""
 
 from pathlib import Path
+from typing import Literal
 
+import nir
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,29 @@ def test_a_layer_on_several_ports_of_an_attention(shared: str) -> None:
     graph = with_hints(nodes, edges)
     result = agree(graph, counts(rng, graph))
     assert 0 < result.spikes["last"].mean() < 1
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("mode", ["block", "sliding"])
+def test_coincidences_that_a_byte_cannot_hold(mode: Literal["block", "sliding"], joint: bool) -> None:
+    """144 tokens over two steps, nearly all of them with a spike."""
+    rng, shape = np.random.default_rng(2), (4, 12, 12)
+    nodes = {**integer_graph((2, 12, 12)).nodes, "conv": conv(rng, 4, 2), "spikes": lif(rng, shape, 2000)}
+    edges = [("x", "encoder"), ("encoder", "conv"), ("conv", "spikes"), ("attention", "last"), ("last", "y")]
+    nodes |= {"attention": STAttenAttention(2, 2, mode), "last": lif(rng, shape, 1100)}
+    for port in "qkv":
+        nodes |= {f"{port}_conv": conv(rng, 4, 4, 1), port: lif(rng, shape, 20, bias_exponent=np.full((4, 1, 1), 4))}
+        nodes[port].bias_mantissa[:] = 4000
+        edges += [("spikes", f"{port}_conv"), (f"{port}_conv", port), (port, f"attention.{port}")]
+    if not joint:
+        nodes["also"] = nir.Output({"output": None})
+        edges.append(("k", "also"))
+    graph = with_hints(nodes, edges)
+    x = counts(rng, graph, batch=2)
+    k, v = (IntegerRunner(graph).run(x, spikes=True).spikes[name].reshape(4, 2, 4, -1).astype(int) for name in "kv")
+    coincidences = k @ v.swapaxes(2, 3)
+    assert (coincidences[:2].sum(0) > 255).any()
+    assert 0 < agree(graph, x).spikes["last"].mean() < 1
 
 
 @pytest.mark.parametrize("variant", ["static", "sliding", "plif", "normalised", "dvs", "dvs-sdt"])
