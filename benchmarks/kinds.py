@@ -48,12 +48,12 @@ def _onnxruntime(path: Path, x: np.ndarray) -> dict[tuple[str, str], float]:
 def _openvino(path: Path, x: np.ndarray) -> dict[tuple[str, str], float]:
     import openvino
 
-    from statten_deploy.runtime.engines import read_for_openvino
+    from statten_deploy.runtime.engines import EXACT, read_for_openvino
 
     core = openvino.Core()
     network = read_for_openvino(core, path)
     network.reshape({0: list(x.shape)})
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERF_COUNT": True}
+    settings = {**EXACT, "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERF_COUNT": True}
     request = core.compile_model(network, "CPU", settings).create_infer_request()
     found = defaultdict(list)
     for _ in range(RUNS):

@@ -19,6 +19,7 @@ from statten_deploy.frontend import build_graph
 from statten_deploy.ir import input_names
 from statten_deploy.ir.integer import InputEncoder, IntegerConv2d, IntegerLIF, IntegerLinear
 from statten_deploy.quantize import QuantizeOptions, quantize
+from statten_deploy.runtime.engines import EXACT
 from tests.conftest import lively_input, lively_model, small_config
 
 Run = Callable[[onnx.ModelProto, dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -39,11 +40,11 @@ def in_onnxruntime(level: ort.GraphOptimizationLevel = ALL, threads: int = 1) ->
 
 
 def in_openvino(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """OpenVINO on the CPU, in float32: it takes bfloat16 where it can, unless told otherwise."""
+    """OpenVINO on the CPU, as the runtime sets it up."""
     import openvino
 
     core = openvino.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+    settings = {**EXACT, "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
     compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
     found = compiled(feeds)
     return {output.name: found[output.name] for output in model.graph.output}

@@ -26,6 +26,7 @@ from tests.export.onnx.integer_harness import (
     in_reference,
     integer_graph,
     lif,
+    linear,
     with_hints,
 )
 from tests.export.onnx.onnx_harness import network_input, small_network
@@ -132,6 +133,19 @@ def test_a_convolution_without_bias_that_several_nodes_calculate_with(reader: st
         edges += [("current", "last"), ("last", "y")]
     graph = with_hints(nodes, edges, held=True)
     agree(graph, counts(rng, graph, high=6), in_openvino, flavours=("qdq",))
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_bytes_into_weights_are_not_rounded(held: bool, tmp_path: Path) -> None:
+    """Unless told otherwise OpenVINO quantises what is multiplied with int8 weights, in groups of 32 inputs."""
+    rng = np.random.default_rng(3)
+    graph = integer_graph((64,), linear(rng, 10, 64, scale=np.ones(10)), held=held)
+    x = counts(rng, graph)
+    expected = IntegerRunner(graph).run(x).outputs["y"]
+    save_onnx(build_integer_onnx(graph, flavour="qdq"), tmp_path / "net.onnx")
+    for rows in (None, 3):
+        found = OpenVinoEngine(tmp_path / "net.onnx", Options(threads=1), rows=rows).run({"x": x})["y"]
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_the_shipped_network_s_logits_are_equal_bit_for_bit(tmp_path: Path) -> None:
