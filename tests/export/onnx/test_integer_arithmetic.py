@@ -11,7 +11,7 @@ from statten_deploy.errors import UnsupportedError
 from statten_deploy.export.onnx.integer import FLAVOURS, build_integer_onnx
 from statten_deploy.export.onnx.integer.bounds import plan_neuron
 from statten_deploy.fixed_point.arithmetic import STATE_MAX, lif_step, synapse_step
-from statten_deploy.fixed_point.ranges import Interval
+from statten_deploy.fixed_point.ranges import Interval, integer_ranges
 from statten_deploy.ir import MaxPool2d
 from statten_deploy.ir.integer import IntegerLIF, IntegerSumPool2d, TemporalSum
 from tests.export.onnx.integer_harness import (
@@ -360,7 +360,7 @@ def test_sum_pools(kernel: tuple[int, int], exponent: int) -> None:
     agree(spikes, counts(rng, spikes), *EVERYWHERE)
 
 
-@pytest.mark.parametrize(("kernel", "up", "down"), [((4, 4), 2, -4), ((2, 2), 3, -2), ((4, 4), 2, -6)])
+@pytest.mark.parametrize(("kernel", "up", "down"), [((4, 4), 3, -4), ((2, 2), 5, -2), ((4, 4), 3, -6)])
 def test_sums_beyond_float32_are_taken_apart(kernel: tuple[int, int], up: int, down: int) -> None:
     rng = np.random.default_rng(up)
     grid = (4, 4 // kernel[0], 4 // kernel[1])
@@ -368,6 +368,7 @@ def test_sums_beyond_float32_are_taken_apart(kernel: tuple[int, int], up: int, d
     graph = integer_graph(
         (2, 4, 4), conv(rng, 4, 2, exponent=np.full(4, up)), pool, lif(rng, grid, 100000 if down > -6 else 10000)
     )
+    assert integer_ranges(graph)[0]["n0"].magnitude * kernel[0] * kernel[1] >= 1 << 24
     assert not takes_float64(build_integer_onnx(graph))
     result = agree(graph, counts(rng, graph), *EVERYWHERE)
     assert 0 < result.spikes["n2"].mean() < 1
