@@ -138,7 +138,10 @@ def emit_output(b: IntegerBuilder, name: str, source: IntegerSignal, node: nir.N
     factor = b.array(f"{name}.unit", unit.astype(dtype))
     if b.streams and isinstance(node, TemporalSum):  # the mean over the steps so far; after T of them a factor of 1.0
         steps = b.aux("Cast", [b.elapsed().output], name, "steps", to=element)
-        share = b.aux("Div", [b.number(b.sample_steps, dtype), steps], name, "share")
+        share = b.aux("Div", [b.number(b.sample_steps, dtype), steps], name, "quotient")
+        # OpenVINO divides by multiplying with a reciprocal, which can miss 1 in the last bit
+        whole = b.aux("Equal", [b.elapsed().output, b.ints(b.sample_steps)], name, "whole")
+        share = b.aux("Where", [whole, b.number(1, dtype), share], name, "share")
         column = b.reshape(share, (-1, *(1,) * len(shape)), name, "share_of_sample")
         factor = b.aux("Mul", [factor, column], name, "unit")
     number = b.aux("Cast", [value], name, "number", to=element)

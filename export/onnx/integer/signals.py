@@ -347,8 +347,12 @@ class IntegerBuilder(ModelWriter):
         """The number 1 as float32 [1], another one at each call, which `write_ones` computes from the batch's size.
 
         onnxruntime joins an integer product with the scaling behind it into one kernel, but only where the scale is
-        not a constant that it can fold away, and where no other product has the same. The result is the same without.
+        not a constant that it can fold away, and where no other product has the same. The result is the same without,
+        as in loops: there it is a constant.
         """
+        if self.graph is not self.model.graph:  # OpenVINO takes what a Scan's body reads from outside for its states
+            fixed: str = self.once(("one",), lambda: self.array("one/loop", np.ones(1, dtype=np.float32)))
+            return fixed
         ones = self.whole.ones
         ones.append(self.unique("one"))
         return ones[-1]

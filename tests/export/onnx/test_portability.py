@@ -18,6 +18,7 @@ from statten_deploy.quantize import quantize
 from statten_deploy.runtime import Interface, load
 from statten_deploy.runtime.engines import OpenVinoEngine, Options
 from tests.export.onnx.integer_harness import (
+    INTEGER,
     agree,
     conv,
     counts,
@@ -27,9 +28,11 @@ from tests.export.onnx.integer_harness import (
     integer_graph,
     lif,
     linear,
+    quantised,
     with_hints,
 )
 from tests.export.onnx.onnx_harness import network_input, small_network
+from tests.quantize.recurrent_graphs import events, recurrent, rough
 
 Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 NETWORKS = {
@@ -99,6 +102,27 @@ def test_integer_files(network: str, layout: str, flavour: str, tmp_path: Path) 
         assert found.keys() == {"logits", *(f"spike_counts/{name}" for name in expected.spike_counts)}
         for name, count in expected.spike_counts.items():
             np.testing.assert_array_equal(found[f"spike_counts/{name}"], count, err_msg=f"{engine}: {name}")
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("steps", [3, 6, 7])
+def test_streams_whose_steps_are_no_power_of_two(steps: int, flavour: str, tmp_path: Path) -> None:
+    """The mean over all steps is the sum times 1, which OpenVINO's quotient of T and T need not be."""
+    graph, x = quantised("static", time_steps=steps, chunk_size=1)
+    expected = real_outputs(graph, IntegerRunner(graph).run(x).outputs)["logits"]
+    save_onnx(build_integer_onnx(graph, layout="stream", flavour=flavour), tmp_path / "net.onnx")
+    for engine in ("onnxruntime", "openvino"):
+        found = load(tmp_path / "net.onnx", engine=engine, threads=1).predict(x).logits
+        np.testing.assert_array_equal(found, expected, err_msg=engine)
+
+
+@pytest.mark.parametrize("neuron", ["lif", "if"])
+def test_integer_loops_in_openvino(neuron: str) -> None:
+    """It mistakes what the body of a loop reads from outside, and the graph computes, for states."""
+    rng = np.random.default_rng(11)
+    subject = rough(rng, recurrent(rng, neuron))
+    found = agree(quantize(subject), events(rng, subject), in_openvino, flavours=INTEGER)
+    assert found.spikes["a"].any()
 
 
 @pytest.mark.parametrize("channels", [2, 3, 8, 10])
