@@ -1,5 +1,6 @@
 """Whole networks in integers: every spike, membrane and logit is the integer runner's."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +56,13 @@ def test_a_layer_on_several_ports_of_an_attention(shared: str) -> None:
     graph = with_hints(nodes, edges)
     result = agree(graph, counts(rng, graph))
     assert 0 < result.spikes["last"].mean() < 1
+
+
+@pytest.mark.parametrize("change", [{"dv": 1000}, {"input_exponent": 1}], ids=str)
+def test_heads_of_other_neurons_stay_apart(change: dict[str, int]) -> None:
+    graph, x = quantised("static", image_size=(8, 8), embed_dim=16)
+    graph.nodes["block.0.attn.k_lif"] = replace(graph.nodes["block.0.attn.k_lif"], **change)
+    assert agree(graph, x).spikes["block.0.attn.k_lif"].any()
 
 
 @pytest.mark.parametrize("joint", [False, True])
