@@ -6,6 +6,7 @@ of whole numbers below 2^24 in float32, so the order of the sums does not matter
 """
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -21,10 +22,14 @@ WITHOUT_SCALE = frozenset({"Greater", "Where"})
 """What neurons do first. OpenVINO leaves the scale of a product in front of these operators."""
 
 
+PASSED = frozenset({"Identity", "Mul"})
+"""What a scale is taken past on its way to those."""
+
+
 def emit_planes(b: IntegerBuilder, name: str, node: Weighted, x: IntegerSignal) -> IntegerSignal:
     """``shift(w · window, exponent) + bias``, times the gain, plus biases of neurons behind it; zero padding."""
     dtype = product_type(b, name, node, x)
-    x, shape = b.whole_numbers(x, name), b.shapes[name]
+    x, shape, node = b.whole_numbers(x, name), b.shapes[name], _without_padded_pixels(node)
     quantised = x.is_bytes and int(x.range.high.max(initial=0)) <= largest_byte(node.weight)
     gain, addend = b.gains.get(name, 1), b.addends.get(name)
     floors = bool(np.any(node.exponent < 0))
@@ -90,6 +95,14 @@ def _weight(b: IntegerBuilder, name: str, node: Weighted, gain: int) -> str:
     return b.aux("DequantizeLinear", values, f"{name}.weight", "shifted", axis=0)
 
 
+def _without_padded_pixels(node: Weighted) -> Weighted:
+    """1x1 convolutions with padding as 3x3 ones with zeros around the weight: OpenVINO (2026.4) ignores the padding."""
+    if not isinstance(node, IntegerConv2d) or node.weight.shape[2:] != (1, 1) or node.padding == (0, 0):
+        return node
+    around = np.pad(node.weight, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    return replace(node, weight=around, padding=(node.padding[0] + 1, node.padding[1] + 1), dilation=(1, 1))
+
+
 def _product(b: IntegerBuilder, label: str, node: Weighted, value: str, weight: str, bias: list[str]) -> str:
     if not isinstance(node, IntegerConv2d):  # OpenVINO's products of a few rows are slower
         out, into = node.weight.shape
@@ -135,7 +148,7 @@ def hold_scales(b: IntegerBuilder) -> None:
     def users(value: str) -> list[str]:
         found: list[str] = []
         for node in readers[value]:
-            found += users(node.output[0]) if node.op_type == "Identity" else [node.op_type]
+            found += users(node.output[0]) if node.op_type in PASSED else [node.op_type]
         return found
 
     nodes: list[onnx.NodeProto] = []

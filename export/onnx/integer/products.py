@@ -192,7 +192,7 @@ class _Layer:
         groups, window, channels, out = stored.shape
 
         def write() -> str:
-            if len(signs) == 1:
+            if signs == (1,):
                 full = stored.reshape(groups, window * channels, out)
                 return b.array(f"{name}.weight", (full[0] if groups == 1 else full).astype(np.int8))
             weight = b.array(f"{name}.weight", stored.astype(np.int8))

@@ -293,6 +293,15 @@ def test_bytes_of_an_image(zero_point: int, bits: int) -> None:
     assert [t.data_type for t in model.graph.initializer if t.name.endswith(".weight")] == [3]  # int8
 
 
+@pytest.mark.parametrize("largest", [127, 63, 7])
+def test_inputs_that_are_never_positive(largest: int) -> None:
+    """Bytes from a zero point of 255: one part of them, or several, all with weights of the other sign."""
+    rng = np.random.default_rng(largest)
+    neurons = lif(rng, (4, 5, 6), threshold=3000)
+    graph = integer_graph((2, 5, 6), conv(rng, 4, 2, largest=largest), neurons, zero_point=np.full(2, 255))
+    assert 0 < agree(graph, counts(rng, graph), *EVERYWHERE).spikes["n1"].mean() < 1
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nir
 import numpy as np
@@ -157,6 +158,37 @@ def test_a_convolution_without_bias_that_several_nodes_calculate_with(reader: st
         edges += [("current", "last"), ("last", "y")]
     graph = with_hints(nodes, edges, held=True)
     agree(graph, counts(rng, graph, high=6), in_openvino, flavours=("qdq",))
+
+
+@pytest.mark.parametrize("neurons", [lif, IntegerLI])
+def test_a_convolution_without_bias_behind_whose_gain_several_nodes_calculate(neurons: Any) -> None:
+    """OpenVINO moves the scale past the gain, and would multiply with it twice there."""
+    rng, shape = np.random.default_rng(5), (4, 5, 5)
+    options = {"dv": 2048, "input_exponent": 3, "bias_mantissa": np.zeros((4, 1, 1))}
+    options["bias_exponent"] = np.zeros((4, 1, 1))
+    last = lif(rng, shape, 300, **options) if neurons is lif else IntegerLI(scale=np.ones(4), shape=shape, **options)
+    product = conv(rng, 4, 3, largest=3, exponent=np.array([0, 1, 2, 1]))
+    for held in (False, True):
+        graph = integer_graph((3, 5, 5), product, last, held=held)
+        agree(graph, counts(rng, graph, high=6), in_openvino, flavours=("qdq",))
+
+
+@pytest.mark.parametrize(("stride", "padding"), [((2, 2), (1, 1)), ((1, 2), (0, 2))])
+def test_padded_pixels(stride: tuple[int, int], padding: tuple[int, int], tmp_path: Path) -> None:
+    """OpenVINO takes 1x1 convolutions for products of what is there, without the padding."""
+    rng, shape, nodes = np.random.default_rng(1), (2, 4, 4), []
+    for channels, threshold in ((4, 900), (3, 100)):
+        nodes.append(conv(rng, channels, shape[0], 1, stride=stride, padding=padding))
+        shape = (channels, *((n + 2 * p - 1) // s + 1 for n, s, p in zip(shape[1:], stride, padding, strict=True)))
+        nodes.append(lif(rng, shape, threshold))
+    graph = integer_graph((2, 4, 4), *nodes)
+    x = counts(rng, graph)
+    expected = agree(graph, x, in_onnxruntime(), flavours=("qdq",))
+    assert 0 < expected.spikes["n3"].mean() < 1
+    save_onnx(build_integer_onnx(graph, flavour="qdq"), tmp_path / "net.onnx")
+    for rows in (None, len(x)):
+        found = OpenVinoEngine(tmp_path / "net.onnx", Options(threads=1), rows=rows).run({"x": x})["y"]
+        np.testing.assert_array_equal(found, expected.outputs["y"])
 
 
 @pytest.mark.parametrize("held", [False, True])
