@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast
 import nir
 import numpy as np
 
+from statten_deploy.compare.engines import verify_in_openvino
 from statten_deploy.compare.exact import IntegerExecutor, verify_exact
 from statten_deploy.compare.executors import Array
 from statten_deploy.compare.integers import FixedExecutor
@@ -293,7 +294,10 @@ def _verify(subject: Subject, target: Target, path: Path, samples: Array) -> Agr
     run = TARGETS[target].run
     if subject.integer:
         reference = FixedExecutor(subject.graph, membranes=True)
-        return verify_exact(reference, cast(IntegerExecutor, run(subject, path)), samples)
+        agreement = verify_exact(reference, cast(IntegerExecutor, run(subject, path)), samples)
+        if subject.flags.get("flavour") == "qdq" and agreement.passed:
+            verify_in_openvino(agreement, path, samples)
+        return agreement
     # No name for the candidate here: `verify_against` lets go of it before the yardstick runs.
     return verify_against(subject.source.reference, run(subject, path), samples, subject.source.yardstick)
 

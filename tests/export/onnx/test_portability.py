@@ -11,6 +11,9 @@ import pytest
 
 from statten_deploy import export_onnx_int8
 from statten_deploy.api import ExportOptions
+from statten_deploy.compare.engines import verify_in_openvino
+from statten_deploy.compare.verify import Agreement
+from statten_deploy.errors import VerificationError
 from statten_deploy.export.onnx import build_onnx, save_onnx
 from statten_deploy.export.onnx.integer import FLAVOURS, build_integer_onnx
 from statten_deploy.fixed_point.runner import IntegerRunner, real_outputs
@@ -202,6 +205,36 @@ def test_bytes_into_weights_are_not_rounded(held: bool, tmp_path: Path) -> None:
     for rows in (None, 3):
         found = OpenVinoEngine(tmp_path / "net.onnx", Options(threads=1), rows=rows).run({"x": x})["y"]
         np.testing.assert_array_equal(found, expected)
+
+
+def test_exports_for_openvino_are_held_against_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its defaults it rounds this network's bytes, which onnxruntime does not."""
+    rng = np.random.default_rng(3)
+    graph = integer_graph((64,), linear(rng, 10, 64, scale=np.ones(10)))
+    save_onnx(build_integer_onnx(graph, flavour="qdq"), tmp_path / "net.onnx")
+    x, good, bad, alone = counts(rng, graph), *(Agreement("a", "b") for _ in range(3))
+    verify_in_openvino(good, tmp_path / "net.onnx", x)
+    assert good.problems == good.notes == []
+    monkeypatch.setattr("statten_deploy.runtime.engines.EXACT", {"INFERENCE_PRECISION_HINT": "f32"})
+    verify_in_openvino(bad, tmp_path / "net.onnx", x)
+    assert len(bad.problems) == 1
+    assert "numbers differ in OpenVINO, first at sample 0, index (0, 0)" in bad.problems[0]
+    monkeypatch.setattr("statten_deploy.compare.engines.find_spec", lambda _: None)
+    verify_in_openvino(alone, tmp_path / "net.onnx", x)
+    assert not alone.problems
+    assert "verified in onnxruntime only; pip install openvino" in alone.notes[0]
+
+
+def test_qdq_exports_ask_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(agreement: Agreement, path: Path, samples: np.ndarray) -> None:
+        agreement.problems.append(f"{len(samples)} samples of {path.suffix} differ")
+
+    monkeypatch.setattr("statten_deploy.api.verify_in_openvino", refuse)
+    options = ExportOptions(samples=2)
+    with pytest.raises(VerificationError, match=r"2 samples of \.onnx differ"):
+        export_onnx_int8(ZOO / "digits.ckpt", tmp_path / "net.onnx", flavour="qdq", options=options)
+    assert not list(tmp_path.iterdir())
+    export_onnx_int8(ZOO / "digits.ckpt", tmp_path / "net.onnx", options=options)  # not of the other flavour
 
 
 def test_the_shipped_network_s_logits_are_equal_bit_for_bit(tmp_path: Path) -> None:
