@@ -9,6 +9,7 @@ import typer
 from statten_deploy.cli.common import (
     DebugOption,
     JsonOption,
+    UsageError,
     VersionOption,
     emit_json,
     main_for,
@@ -73,6 +74,8 @@ def train(
     """
     from statten_deploy.train.config import read_recipe
 
+    if devices is not None and devices != "auto" and not (devices.isdecimal() and int(devices)):
+        raise UsageError(f"--devices {devices}: expected a number of processes, 1 or more, or auto")
     places = {"devices": devices, "nodes": nodes}
     told = [f"train.{option}={value}" for option, value in places.items() if value is not None]
     recipe = read_recipe(config, [*(set_ or ()), *told], epochs)

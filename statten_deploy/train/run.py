@@ -129,6 +129,10 @@ def train(
     quantisation = _quantisation(qat_bits, init, resume)
     place = START if resume is None else check_resume(resume, recipe, quantisation)
     devices, nodes = layout(recipe.train)
+    if accelerator == "cuda" and isinstance(devices, int) and devices > (count := torch.cuda.device_count()):
+        raise InputError(
+            f"--devices {devices}: one process per GPU, and torch finds {count} here; ask for as many, or auto"
+        )
     start = None if init is None else load_model(init, recipe.model.model_dump(mode="json", exclude=set(LABELS)))
     first = not getattr(rank_zero_only, "rank", 0)
     # Others get the folder from the first one when they write, which they do not.

@@ -146,3 +146,17 @@ def test_help_is_quick_because_it_imports_no_torch() -> None:
         assert option in done.stdout
     for option in ("--init", "--qat-bits"):
         assert option in done.stdout
+
+
+@pytest.mark.parametrize("devices", ["0", "-1", "two", "1.5"])
+def test_devices_are_a_number_or_auto(tiny, devices: str, capsys) -> None:
+    assert statten_train(*tiny, "--devices", devices) == 2
+    assert f"--devices {devices}: expected a number of processes, 1 or more, or auto" in error_line(capsys)
+
+
+def test_as_many_gpus_as_processes(tiny, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert statten_train(*tiny, "--device", "cuda", "--devices", "3", "--out", tmp_path / "run") == 2
+    assert "--devices 3: one process per GPU, and torch finds 2 here; ask for as many, or auto" in error_line(capsys)
+    assert not (tmp_path / "run").exists()
