@@ -13,7 +13,7 @@ import pytest
 from statten_deploy.errors import InputError, StattenError, UnsupportedError
 from statten_deploy.export.nir import read_nir, write_nir
 from statten_deploy.export.nir.biases import written_biases
-from statten_deploy.export.nir.integers import OPERATIONS, lower_integers
+from statten_deploy.export.nir.integers import OPERATIONS, _same, lower_integers
 from statten_deploy.fixed_point.runner import IntegerRunner
 from statten_deploy.frontend import build_graph
 from statten_deploy.ir import TemporalMean, hints, predecessors
@@ -500,3 +500,12 @@ def test_marks_on_other_nodes_are_ignored(path: Path) -> None:
     network.nodes["a.lif"].metadata = {"author": "someone"}
     write_nir(network, path)
     assert read_nir(path).nodes["a.lif"].metadata == {"author": "someone"}
+
+
+def test_arrays_of_other_shapes_are_not_the_same() -> None:
+    """Compared row by row, of which one may have more."""
+    weight = np.zeros((2, 3))
+    assert _same(weight, weight.astype(np.float32))
+    for other in (np.zeros((3, 3)), np.zeros((2, 4)), np.zeros(6), np.ones((2, 3)), np.zeros((2, 3), dtype=bool)):
+        assert not _same(weight, other)
+        assert not _same(other, weight)
